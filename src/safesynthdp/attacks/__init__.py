@@ -1,0 +1,1 @@
+"""Floor 3: membership signals, scores and epsilon lower bounds."""

@@ -1,0 +1,185 @@
+"""``safesynthdp attack score``: how well a finetune run's training records can be told from records it never saw.
+
+Here: the flags, the directory that is written, the lines for people. Elsewhere: the draw and the rows (tier0.py), the
+forward passes (model_scores.py), the epsilon bounds (``safesynthdp audit``).
+"""
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safesynthdp.config import parse, to_mapping
+from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.privacy.storage import make_private_directory, write_atomically, write_json
+from safesynthdp.runs import LEDGER, RunDirectory
+
+if TYPE_CHECKING:
+    from safesynthdp.attacks.model_scores import Scorer
+    from safesynthdp.attacks.tier0 import Target
+
+SCORES, AUDIT = "scores.parquet", "audit.json"
+LEAVE_OUT = ("output_dir", "max_tokens_per_microbatch")
+ACTIONS = {"score": "tier-0 attacks on one finetune run: members against holdout, no shadow model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackScoreConfig:
+    """Attack one finetune run with signals that need no shadow model. ``--json`` prints the rows as one object."""
+
+    run: str
+    """The finetune run that is attacked; its records are read again from where it read them."""
+    output_dir: str
+    """Where scores.parquet and audit.json go. Private: mode 0700, computed on private data."""
+    max_records: int = 1000
+    """At most this many members, and as many non-members, drawn at random."""
+    alpha: float = 0.05
+    """The AUC intervals are at level 1 - alpha."""
+    seed: int = 0
+    """Of the draw and of the folds of the text baseline; not a secret."""
+    max_tokens_per_microbatch: int = 4096
+    """Rows x padded length of one forward pass; memory and speed only."""
+    json: bool = False
+    """Print one JSON object and nothing else on stdout."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        if self.max_records < 1:
+            raise ConfigError(f"max_records={self.max_records}: give a whole number above 0")
+        if self.max_tokens_per_microbatch < 1:
+            raise ConfigError(
+                f"max_tokens_per_microbatch={self.max_tokens_per_microbatch}: give a whole number above 0"
+            )
+        if not 0 < self.alpha < 1:
+            raise ConfigError(f"alpha={self.alpha} is not an error probability; give a number between 0 and 1")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what the first word says; there is ``score``."""
+    if not argv or argv[0] in ("-h", "--help"):
+        if not argv:
+            raise ConfigError(f"attack: say what to do; there is {', '.join(ACTIONS)}")
+        lines = [f"  {name:<8} {what}" for name, what in ACTIONS.items()]
+        sys.stdout.write("\n".join(["usage: safesynthdp attack ACTION [--help] ...", "", *lines, ""]))
+        return
+    if argv[0] not in ACTIONS:
+        raise ConfigError(f"attack {argv[0]}: there is no such action; there is {', '.join(ACTIONS)}")
+    words = ["--json=true" if word == "--json" else word for word in argv[1:]]
+    config = parse(AttackScoreConfig, words, prog="safesynthdp attack score")
+    run = RunDirectory.open(config.run, kind="finetune")
+    if not run.is_finished:
+        raise ConfigError(f"run={config.run} is not finished; finish it with the command that began it")
+    score_run(config, run)
+
+
+def score_run(
+    config: AttackScoreConfig, run: RunDirectory, *, target: "Scorer | None" = None, base: "Scorer | None" = None
+) -> RunDirectory:
+    """Attack ``run``, write scores.parquet and audit.json, and print the rows.
+
+    Args:
+        config: The flags.
+        run: A finished finetune run.
+        target: Scores records with the trained model; the run's own model if not given.
+        base: The same with the model before training.
+
+    Raises:
+        SafeSynthError: If a signal is not finite, the data is not the run's, or the disk refuses.
+    """
+    from safesynthdp.attacks.model_scores import run_scorer
+
+    settings = to_mapping(config) | {"run": str(run.path)}
+    del settings["json"]
+    out = RunDirectory.create(config.output_dir, kind="attack", config=settings, parents=[run], leave_out=LEAVE_OUT)
+    make_private_directory(out.path)
+    if out.manifest["parents"][0]["run_id"] != run.manifest["run_id"]:
+        raise ConfigError(f"output_dir={out.path} holds the attack on an earlier run there; give another directory")
+    if out.is_finished:
+        sys.stderr.write(f"{out.path} is finished already; nothing to do\n")
+    else:
+        out.begin()
+        budget = config.max_tokens_per_microbatch
+        _attack(
+            config,
+            run,
+            out,
+            target=target or run_scorer(run, untuned=False, max_tokens_per_microbatch=budget),
+            base=base or run_scorer(run, untuned=True, max_tokens_per_microbatch=budget),
+        )
+    rows = _read_rows(out)
+    sys.stdout.write(json.dumps({"rows": rows}, allow_nan=False) + "\n" if config.json else _for_people(rows, out))
+    return out
+
+
+def _attack(
+    config: AttackScoreConfig, run: RunDirectory, out: RunDirectory, *, target: "Scorer", base: "Scorer"
+) -> None:
+    import pyarrow.parquet as pq
+
+    from safesynthdp.attacks import tier0
+    from safesynthdp.records import split_of_run
+
+    started = time.monotonic()
+    audited = tier0.draw(split_of_run(run), max_records=config.max_records, seed=config.seed)
+    scores = tier0.score(audited, target=target, base=base, seed=config.seed)
+    attacked = _target(run)
+    rows = tier0.audit_rows(scores, audited.is_member, target=attacked, alpha=config.alpha)
+    drawn = {"rule": "draw-v1", "seed": config.seed, "max_records": config.max_records}
+    table = tier0.scores_table(scores, audited, target_id=attacked.target_id, parameters=drawn)
+    write_atomically(out.path / SCORES, lambda path: pq.write_table(table, path), private=True)
+    write_json(out.path / AUDIT, {"version": 1, "rows": rows}, private=True)
+    out.finish(
+        headline=tier0.headline(scores, audited.is_member, alpha=config.alpha),
+        auc={row["attack"]: row["auc"] for row in rows},
+        num_members=rows[0]["num_members"],
+        num_nonmembers=rows[0]["num_nonmembers"],
+        draw=drawn,
+        zlib_version=zlib.ZLIB_RUNTIME_VERSION,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _target(run: RunDirectory) -> "Target":
+    """Read what the run claims, and how often it drew a record, from its ledger."""
+    from safesynthdp.attacks.tier0 import Target
+    from safesynthdp.privacy.ledger import Ledger
+
+    ledger = Ledger.read(run.path / LEDGER)
+    weights = [release for release in ledger.releases if release.artifact == "weights"]
+    steps = [int(entry.mechanism["steps"]) for entry in ledger.entries if "steps" in entry.mechanism]
+    batch, units = run.config()["train"].get("expected_batch_size"), run.manifest["data"].get("num_units")
+    return Target(
+        target_id=str(run.manifest["run_id"]),
+        epsilon_claimed=weights[-1].epsilon if weights else None,
+        delta=weights[-1].delta if weights else None,
+        num_epochs=sum(steps) * float(batch) / units if steps and batch and units else None,
+        unit=ledger.unit,
+    )
+
+
+def _read_rows(out: RunDirectory) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads((out.path / AUDIT).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SafeSynthError(f"{out.path / AUDIT} is missing or broken; attack again in a new directory") from error
+    return list(rows)
+
+
+def _for_people(rows: Sequence[dict[str, Any]], out: RunDirectory) -> str:
+    first = rows[0]
+    epochs = "" if first["num_epochs"] is None else f", {first['num_epochs']:.3g} epochs"
+    lines = [f"{first['num_members']} members, {first['num_nonmembers']} non-members, 1 target, 0 references{epochs}"]
+    for row in rows:
+        low, high = row["auc_interval"]
+        rates = ", ".join(
+            f"{'n/a' if rate is None else f'{rate:.1%}'} at FPR {float(fpr):.1%}"
+            for fpr, rate in row["tpr_at_fpr"].items()
+        )
+        interval = f"[{low:.3f}, {high:.3f}] at alpha {row['alpha']:g}"
+        lines.append(f"{row['attack']:<9} channel {row['channel']:<6} AUC {row['auc']:.3f} {interval}; TPR {rates}")
+    notes = dict.fromkeys(note for row in rows for note in row["notes"])
+    return "\n".join([*lines, *(f"note: {note}" for note in notes), f"written to {out.path}{os.sep}", ""])

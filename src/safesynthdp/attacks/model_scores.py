@@ -1,0 +1,72 @@
+"""Token log-probabilities of audited records under a run's model, with a word on how long it takes.
+
+Here: load, encode as in training, score. Elsewhere: the forward passes (training/scoring.py), the signals made of
+them (signals.py). torch is imported when a model is loaded, not before.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesynthdp.progress import duration, progress
+from safesynthdp.records import Records
+from safesynthdp.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from safesynthdp.training.examples import Example
+
+Scorer = Callable[[Records], list[NDArray[np.float64]]]
+"""Returns, for each record, the log-probabilities of its own scored tokens."""
+_PROBE = 8  # records timed before the long part
+
+
+def run_scorer(run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: int) -> Scorer:
+    """Return a scorer that loads the run's model when it is called, and lets go of it afterwards.
+
+    Args:
+        run: A finished finetune run.
+        untuned: Score with the model as it was before training.
+        max_tokens_per_microbatch: Rows x padded length of one forward pass; memory only.
+    """
+    name = "untuned model" if untuned else "trained model"
+
+    def score(records: Records) -> list[NDArray[np.float64]]:
+        from safesynthdp.models import load_run_model
+        from safesynthdp.training.examples import encode
+        from safesynthdp.training.scoring import token_log_probs
+
+        loaded = load_run_model(run, untuned=untuned)
+        examples = encode(
+            records.texts,
+            records.labels,
+            tokenizer=loaded.tokenizer,
+            template=loaded.template,
+            max_length=loaded.max_length,
+        )
+        _say_how_long(name, loaded.model, examples, max_tokens_per_microbatch)
+        with progress(name, total=len(examples), unit="records") as advance:
+            return token_log_probs(
+                loaded.model, examples, max_tokens_per_microbatch=max_tokens_per_microbatch, progress=advance
+            )
+
+    return score
+
+
+def _say_how_long(name: str, model: "nn.Module", examples: Sequence["Example"], max_tokens: int) -> None:
+    """Time a few records and say what all of them will take."""
+    from safesynthdp.training.scoring import token_log_probs
+
+    if len(examples) <= _PROBE:
+        return
+    started = time.monotonic()
+    token_log_probs(model, examples[:_PROBE], max_tokens_per_microbatch=max_tokens)
+    num_tokens, probed = (sum(len(example) for example in part) for part in (examples, examples[:_PROBE]))
+    seconds = (time.monotonic() - started) * num_tokens / probed
+    sys.stderr.write(f"{name}: {len(examples)} records, {num_tokens} tokens, about {duration(max(1.0, seconds))}\n")
+    sys.stderr.flush()

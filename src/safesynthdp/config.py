@@ -1,0 +1,184 @@
+"""From a YAML file and dotted flags to one frozen dataclass, or one line that names the wrong key.
+
+Here: parsing, refusing, and writing a resolved config back. Elsewhere: what the keys mean (each section's dataclass
+stands beside the code that uses it). Source: jsonargparse; its lenient defaults are switched off one by one below.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from safesynthdp.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, positional: str | None = None) -> Config:
+    """Return ``config_class`` filled from ``--config FILE`` and the ``--section.key value`` flags after it.
+
+    Args:
+        config_class: A frozen dataclass; nested dataclasses are the dotted sections. The docstring under a field is
+            its ``--help``.
+        argv: The command line without the program's name.
+        prog: The name shown by ``--help``.
+        positional: A field of type ``list[str]`` that is filled by the words without a flag.
+
+    Raises:
+        ConfigError: If a key or flag is unknown, a value has the wrong type or a section refuses it. The message is
+            one line and starts with the key.
+    """
+    import jsonargparse
+
+    _refuse_overrides_before_config(argv)
+    _refuse_whole_sections(config_class, argv)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        description=(config_class.__doc__ or "").strip(),
+        allow_abbrev=False,
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the same keys; flags after it override it")
+    for path in _config_files(argv):
+        check_yaml(path)
+    skip = set[str | int]()
+    if positional is not None:
+        skip = {positional}
+        parser.add_argument(positional, nargs="+", type=str)
+    parser.add_class_arguments(config_class, as_group=False, skip=skip)
+    try:
+        namespace = parser.parse_args(list(argv))
+        filled = parser.instantiate(namespace)
+    except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
+        raise _one_line(error, config_class) from error
+    values = {f.name: getattr(filled, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    return config_class(**values)
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse a config file that is missing, is not a mapping, or says a key twice (YAML keeps the last in silence).
+
+    Raises:
+        ConfigError: With the file's name and the way out.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config={path} is not a file; give the path of a YAML recipe")
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config={path} is not UTF-8 text; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = "" if line is None else f", line {line + 1}"
+        raise ConfigError(f"config={path}{where}: {getattr(error, 'problem', None) or 'not valid YAML'}") from error
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"config={path} holds no keys; it must be a YAML mapping of sections")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain YAML-ready values (tuples become lists, paths strings)."""
+    value = json.loads(json.dumps(dataclasses.asdict(config), default=str, allow_nan=False))
+    assert isinstance(value, dict)
+    return value
+
+
+def config_hash(values: Mapping[str, Any], *, leave_out: Sequence[str] = ("output_dir",)) -> str:
+    """Return the SHA-256 of a config without the keys that only say where the output lies."""
+    kept = {key: value for key, value in values.items() if key not in leave_out}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _config_files(argv: Sequence[str]) -> list[Path]:
+    """Return the files named by ``--config F`` and ``--config=F``."""
+    following = [Path(argv[i + 1]) for i, word in enumerate(argv[:-1]) if word == "--config"]
+    return following + [Path(word.removeprefix("--config=")) for word in argv if word.startswith("--config=")]
+
+
+def _refuse_overrides_before_config(argv: Sequence[str]) -> None:
+    """A flag before ``--config`` would lose to the file in silence."""
+    position = next((i for i, word in enumerate(argv) if word == "--config" or word.startswith("--config=")), None)
+    if position is None:
+        return
+    early = [word for word in argv[:position] if word.startswith("--")]
+    if early:
+        raise ConfigError(f"{early[0]} stands before --config and would be overridden by the file; put it after")
+
+
+def _refuse_whole_sections(config_class: type[Any], argv: Sequence[str]) -> None:
+    """``--privacy FILE`` would load a second file past the checks of the first."""
+    for name in _sections(config_class):
+        if any(word == f"--{name}" or word.startswith(f"--{name}=") for word in argv):
+            raise ConfigError(f"{name} is a section, not a key; set its keys, for example --{name}.KEY VALUE")
+
+
+def _sections(config_class: type[Any]) -> dict[str, type[Any]]:
+    """Return the fields that are dataclasses themselves, also behind ``| None``."""
+    hints = typing.get_type_hints(config_class)
+    options = {name: [hint, *typing.get_args(hint)] for name, hint in hints.items()}
+    found = {name: [o for o in choices if dataclasses.is_dataclass(o)] for name, choices in options.items()}
+    return {name: choices[0] for name, choices in found.items() if choices and isinstance(choices[0], type)}
+
+
+def _known_keys(config_class: type[Any], prefix: str = "") -> list[str]:
+    """Return every dotted key of a config class."""
+    sections = _sections(config_class)
+    keys = list[str]()
+    for name in (f.name for f in dataclasses.fields(config_class)):
+        keys += _known_keys(sections[name], f"{prefix}{name}.") if name in sections else [f"{prefix}{name}"]
+    return keys
+
+
+def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
+    """Turn jsonargparse's page of usage into one line that starts with the key."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConfigError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
+        return _unknown_key(f"{found[1]}.{found[2]}", config_class)
+    if found := re.search(r"does not accept option '([^']+)'", text):
+        return _unknown_key(found[1], config_class)
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        return _unknown_key(found[1].lstrip("-").split("=")[0], config_class)
+    if found := re.search(r'Parser key "([^"]+)": (.*)', text):
+        hint = "; quote the items" if "list[str]" in found[2] else ""
+        return ConfigError(f"{found[1]}: {found[2]}{hint}")
+    if found := re.search(r"arguments are required: (.*)", text):
+        return ConfigError(
+            f"{found[1]} is missing; give --{found[1].split(',')[0].strip()} or set it in the config file"
+        )
+    return ConfigError(text)
+
+
+def _unknown_key(key: str, config_class: type[Any]) -> ConfigError:
+    known = _known_keys(config_class)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return ConfigError(
+        f"{key} is not a key here; " + (f"did you mean {close[0]}?" if close else "--help lists the keys")
+    )

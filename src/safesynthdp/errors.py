@@ -1,0 +1,37 @@
+"""Every error a user can meet: one line that says what was found, what was expected, and the way out.
+
+No message may carry private text: names, counts and row numbers only. Catch ``SafeSynthError`` for all of them;
+``UserError`` is also a ``ValueError``.
+"""
+
+
+class SafeSynthError(Exception):
+    """The work failed: a full disk, an index out of reach, a broken file. Exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(SafeSynthError, ValueError):
+    """The request must change. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A flag or a config key is wrong; the message starts with the dotted key."""
+
+
+class DataError(UserError):
+    """The records cannot be used; the message names the file and, where it can, the row and the column."""
+
+
+class UnsupportedLayer(UserError):
+    """A trainable parameter has no exact per-record gradient; the message names it."""
+
+
+class BudgetExhausted(UserError):
+    """The next access to the private data would pass the target."""
+
+
+class LedgerMismatch(UserError):
+    """What is asked for is not what the ledger or the saved state says was done."""

@@ -1,0 +1,215 @@
+"""The ``evaluate`` sub-command: parse, load, measure, write, show.
+
+Here: its config and the order of work. Elsewhere: every number (utility.py, validity.py, memorisation.py) and the
+console (table.py). Progress goes to stderr and results to stdout, so that ``--json`` can be piped.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from safesynthdp.config import parse, to_mapping
+from safesynthdp.errors import ConfigError, LedgerMismatch
+from safesynthdp.evaluation.downstream import parse_families
+from safesynthdp.evaluation.inputs import Corpora, Input, find_suspicions, has_labels, load_inputs
+from safesynthdp.evaluation.rows import LEVEL, Row, decide_publishable, find
+from safesynthdp.evaluation.rows import to_mapping as row_to_mapping
+from safesynthdp.privacy.storage import write_json
+from safesynthdp.runs import RunDirectory
+
+METRICS = "metrics.json"
+VERSION = 1
+MAX_SEEDS = 100
+_FLAGS = ("--json", "--holdout_is_public")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Train on synthetic text, test on real text, and look for what was memorised."""
+
+    real: str
+    """Records the generator was trained on: a .csv, .jsonl or .parquet file, or a finetune run."""
+    synthetic: str
+    """Synthetic text: a file with the columns text and label (or those named below), or a sample run."""
+    holdout: str
+    """Real records that nothing was trained or tuned on: a file, or a finetune run (what it kept back)."""
+    output_dir: str
+    """Where metrics.json goes: a new directory."""
+    baseline: str | None = None
+    """Text of the untuned model (epsilon = 0), from `safesynthdp sample --untuned`: a file or its run."""
+    text_column: str = "text"
+    """Column of the text."""
+    label_column: str | None = "label"
+    """Column of the label; null evaluates without labels and leaves out utility."""
+    downstream: str = "lr,nb"
+    """Classifiers to train, separated by commas: lr (logistic regression), nb (naive Bayes), both on tf-idf."""
+    seeds: int = 3
+    """Draws of every subsample and permutation, 1 to 100."""
+    holdout_is_public: bool = False
+    """The holdout holds nothing private, so numbers that read no training record may be published."""
+    json: bool = False
+    """Print metrics.json instead of tables."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ConfigError: With the key, its value and the way out.
+        """
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise ConfigError(f"seeds={self.seeds} is out of range; give 1 to {MAX_SEEDS}")
+        parse_families(self.downstream)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure utility and memorisation of synthetic text."""
+    config = parse(EvaluateConfig, _spell_out_flags(argv), prog="safesynthdp evaluate")
+    clock = Clock()
+    paths = {"real": config.real, "synthetic": config.synthetic, "holdout": config.holdout, "baseline": config.baseline}
+    inputs = load_inputs(paths, text_column=config.text_column, label_column=config.label_column)
+    clock.lap("load", ", ".join(f"{len(given.records)} {role}" for role, given in inputs.items()))
+    run = _open_output(config, inputs)
+    if run.is_finished:
+        content = _read_finished(run, inputs)
+        clock.say(f"{run.path} is finished already, with this config and these records; nothing to do")
+    else:
+        run.begin()
+        content = evaluate(config, inputs, clock)
+        write_json(run.path / METRICS, content, private=True)
+        run.finish(timings=clock.laps, headline=headline(content))
+        clock.say(f"wrote {run.path / METRICS}")
+    _show(content, as_json=config.json)
+
+
+def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -> dict[str, Any]:
+    """Return the content of metrics.json."""
+    from safesynthdp.evaluation.memorisation import measure_memorisation
+    from safesynthdp.evaluation.utility import NO_BASELINE, measure_utility
+    from safesynthdp.evaluation.validity import measure_validity
+
+    corpora = Corpora(**{role: given.records for role, given in inputs.items()})
+    warnings = find_suspicions(inputs, label_column=config.label_column)
+    if corpora.baseline is None:
+        warnings.append(f"baseline: {NO_BASELINE}; the epsilon = 0 row is empty")
+    why_not = _no_utility(corpora, config.label_column)
+    rows, sizes = list[Row](), dict[str, int]()
+    if why_not is None:
+        families = parse_families(config.downstream)
+        utility = measure_utility(
+            corpora, families=families, seeds=config.seeds, progress=lambda what: clock.lap("utility", what)
+        )
+        rows, sizes = utility.rows, utility.train_sizes
+        warnings += utility.warnings
+    else:
+        warnings.append(f"utility is left out: {why_not}")
+    rows += measure_validity(corpora, seeds=config.seeds, with_labels=config.label_column is not None)
+    clock.lap("validity", "counted empty texts, duplicates and labels")
+    memorised = measure_memorisation(corpora, progress=lambda what: clock.lap("memorisation", what))
+    rows = decide_publishable(rows + memorised.rows, holdout_is_public=config.holdout_is_public)
+    facts = {role: given.facts() for role, given in inputs.items()}
+    for check, shares in memorised.long_enough.items():
+        for role, share in shares.items():
+            facts[role].setdefault("long_enough", {})[check] = share
+    return {
+        "version": VERSION,
+        "inputs": facts,
+        "settings": _settings(config) | {"level": LEVEL, "train_sizes": sizes},
+        "warnings": memorised.warnings + warnings,
+        "metrics": [row_to_mapping(row) for row in rows],
+    }
+
+
+def headline(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers that a list of runs shows: the first family's accuracy and the longest word overlap."""
+    rows = [Row(**row | {"reads": tuple(row["reads"])}) for row in content["metrics"]]
+    family = parse_families(content["settings"]["downstream"])[0]
+    accuracy = find(rows, "accuracy", train_on="synthetic", model=family)
+    macro_f1 = find(rows, "macro_f1", train_on="synthetic", model=family)
+    overlap = find(rows, "ngram_13", train_on="difference")
+    found = dict[str, Any](model=family)
+    for name, row in (("accuracy", accuracy), ("macro_f1", macro_f1), ("ngram_13_difference", overlap)):
+        if row is not None:
+            found[name] = {key: getattr(row, key) for key in ("value", "low", "high", "ceiling", "floor")}
+    return found
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds by stage, and one line for each."""
+
+    laps: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.monotonic)
+
+    def lap(self, stage: str, what: str) -> None:
+        """Add the time since the last lap to ``stage`` and say what was done in it."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self.laps[stage] = round(self.laps.get(stage, 0.0) + seconds, 3)
+        self.say(f"{seconds:7.1f} s  {stage}: {what}")
+
+    def say(self, line: str) -> None:
+        """Write one line for people, beside the results."""
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _open_output(config: EvaluateConfig, inputs: dict[str, Input]) -> RunDirectory:
+    """Inputs were read before, so that a wrong column leaves no directory behind that a better try would meet."""
+    parents = {given.run.path: given.run for given in inputs.values() if given.run is not None}
+    return RunDirectory.create(
+        config.output_dir, kind="evaluate", config=_settings(config), parents=list(parents.values())
+    )
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the config without what only says how the result is shown."""
+    return {key: value for key, value in to_mapping(config).items() if key != "json"}
+
+
+def _read_finished(run: RunDirectory, inputs: dict[str, Input]) -> dict[str, Any]:
+    """Return the earlier result if it is about the same records."""
+    try:
+        content: dict[str, Any] = json.loads((run.path / METRICS).read_text(encoding="utf-8"))
+        then = {role: facts["fingerprint"] for role, facts in content["inputs"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerMismatch(f"{run.path / METRICS} is damaged; give another output_dir") from error
+    changed = sorted(role for role, given in inputs.items() if then.get(role) != given.records.fingerprint)
+    if changed:
+        raise ConfigError(
+            f"output_dir={run.path} holds an evaluation of other records ({', '.join(changed)} changed since); "
+            "give another directory"
+        )
+    return content
+
+
+def _no_utility(corpora: Corpora, label_column: str | None) -> str | None:
+    """Return why no classifier can be trained and tested, or None."""
+    if label_column is None:
+        return "label_column is null"
+    for role, records in (("holdout", corpora.holdout), ("real", corpora.real), ("synthetic", corpora.synthetic)):
+        if not has_labels(records):
+            return f"{role} has no labels"
+    if len(set(corpora.holdout.labels)) < 2:
+        return "all holdout records have one label"
+    return None
+
+
+def _spell_out_flags(argv: Sequence[str]) -> list[str]:
+    """``--json`` alone means ``--json true``."""
+    words = list[str]()
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        is_bare = word in _FLAGS and following.lower() not in ("true", "false")
+        words.append(f"{word}=true" if is_bare else word)
+    return words
+
+
+def _show(content: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        return
+    from safesynthdp.evaluation.table import show
+
+    show(content)

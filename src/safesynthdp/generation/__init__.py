@@ -1,0 +1,1 @@
+"""Floor 2: decoding and the label plan at sampling time."""

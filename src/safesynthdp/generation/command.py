@@ -1,0 +1,180 @@
+"""``safesynthdp sample``: a run's weights to labelled synthetic text, with the guarantee it inherits.
+
+Here: the order of the stage. Elsewhere: each step of it.
+"""
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from safesynthdp.config import parse, to_mapping
+from safesynthdp.errors import ConfigError, LedgerMismatch, UserError
+from safesynthdp.generation.settings import SampleConfig
+from safesynthdp.runs import CHECKPOINT, LEDGER, RunDirectory
+
+if TYPE_CHECKING:
+    from safesynthdp.generation.labels import LabelShares
+    from safesynthdp.generation.texts import SampledText
+    from safesynthdp.privacy.ledger import Ledger
+
+_FREE_TO_DIFFER = ("output_dir", "run", "batch_size")
+_SWITCHES = tuple(f"--{field.name}" for field in dataclasses.fields(SampleConfig) if field.type in (bool, "bool"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Sample one data set and write down what it inherits."""
+    sample(parse(SampleConfig, _with_switches(argv), prog="safesynthdp sample"))
+
+
+def sample(config: SampleConfig) -> RunDirectory:
+    """Draw ``config.num_records`` texts into ``config.output_dir``, or what is left of them, and return it.
+
+    Raises:
+        UserError: If the run cannot be sampled, or ``output_dir`` holds something else.
+    """
+    from safesynthdp.generation.labels import read_shares
+
+    _refuse_several_processes()
+    source = RunDirectory.open(config.run, kind="finetune")
+    labels = source.manifest.get("data", {}).get("label_set")
+    if not labels:
+        raise UserError(f"run={source.path} has not read its data yet; finish it with the command that began it")
+    shares = read_shares(source, labels, choice=config.labels, untuned=config.untuned)
+    ledger = _ledger(config, source, shares)
+    settings = to_mapping(config) | {"run": str(source.path)}
+    run = RunDirectory.create(
+        config.output_dir, kind="sample", config=settings, parents=[source], leave_out=_FREE_TO_DIFFER
+    )
+    _refuse_another_model(config, source, run)
+    if run.is_finished:
+        run.say(f"{run.path} is finished already, with this config; nothing to do")
+        return run
+    if not source.is_finished and not config.untuned:
+        run.say(f"{source.path} is not finished: sampling the weights it has released so far")
+    _draw(config, source, run, shares, ledger)
+    return run
+
+
+def _draw(
+    config: SampleConfig, source: RunDirectory, run: RunDirectory, shares: "LabelShares", ledger: "Ledger"
+) -> None:
+    from safesynthdp.generation.files import drop_parts, load_parts, save_part, write_tables
+    from safesynthdp.generation.labels import plan_labels
+    from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model, sample_texts
+    from safesynthdp.models import load_run_model
+    from safesynthdp.progress import duration, progress
+
+    loaded = load_run_model(source, untuned=config.untuned)
+    model = ready_model(loaded, dtype=config.dtype)
+    plan = plan_labels(shares, config.num_records, seed=config.seed)
+    rows = plan_rows(loaded, plan, max_new_tokens=config.max_new_tokens)
+    texts = load_parts(run)
+    left = missing_rows(rows, texts)
+    if texts:
+        run.say(f"{len(texts)} texts are there already, {len(left)} are left")
+    run.begin()
+    longest = longest_seconds(model, left, batch_size=config.batch_size)
+    run.say(
+        f"drawing {len(left)} texts for {len(shares.labels)} labels (shares: {shares.source}), each of at most "
+        f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
+    )
+    began = time.monotonic()
+    with progress("sampling", total=len(left), unit="texts") as advance:
+        drawn = sample_texts(model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part))
+    seconds = time.monotonic() - began
+    texts |= drawn
+    ledger.write(run.path / LEDGER)
+    write_tables(run, texts, plan, with_csv=config.csv)
+    facts = _facts(config, plan, shares, list(texts.values()))
+    run.finish(**facts, seconds=round(seconds, 2), texts_per_second=round(len(drawn) / max(seconds, 1e-3), 2))
+    drop_parts(run)
+    _say_result(run, ledger)
+
+
+def _facts(
+    config: SampleConfig, plan: Sequence[str], shares: "LabelShares", texts: "Sequence[SampledText]"
+) -> dict[str, Any]:
+    from safesynthdp.generation.texts import count_flaws
+
+    held = Counter(plan)
+    return {
+        "num_records": len(texts),
+        "requested": config.num_records,
+        "num_tokens": sum(text.num_tokens for text in texts),
+        "settings": {k: v for k, v in to_mapping(config).items() if k not in ("run", "output_dir")},
+        "counts": count_flaws(texts),
+        "labels": {label: held[label] for label in shares.labels},
+        "label_source": shares.source,
+        "untuned": config.untuned,
+    }
+
+
+def _say_result(run: RunDirectory, ledger: "Ledger") -> None:
+    from safesynthdp.generation.files import PARQUET
+    from safesynthdp.generation.release import sentence
+
+    facts = run.manifest
+    counts = ", ".join(f"{count} {flaw}" for flaw, count in facts["counts"].items())
+    missing = [label for label, count in facts["labels"].items() if not count]
+    if missing:
+        run.say(f"warning: {len(missing)} of {len(facts['labels'])} labels got no text; ask for more records")
+    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.1f} a second; {counts} (none dropped)")
+    run.say(f"{sentence(ledger)} -> {run.path / PARQUET}")
+
+
+def _ledger(config: SampleConfig, source: RunDirectory, shares: "LabelShares") -> "Ledger":
+    """Settle what the text costs before the first token."""
+    from safesynthdp.generation.release import released_weights, sample_ledger, untuned_ledger
+    from safesynthdp.privacy.ledger import Ledger
+
+    if config.untuned:
+        promise = source.config()["privacy"]
+        return untuned_ledger(
+            unit=promise["unit"],
+            adjacency=promise["adjacency"],
+            delta=promise["target_delta"],
+            label_set_is_public=bool(source.manifest["data"].get("label_set_is_public", False)),
+        )
+    path = source.path / LEDGER
+    spent = Ledger.read(path) if path.is_file() else None
+    has_weights = any((source.path / CHECKPOINT).glob("*.safetensors"))
+    if spent is None or not has_weights or released_weights(spent) is None:
+        raise UserError(f"run={source.path} has released no weights yet; finish it with the command that began it")
+    return sample_ledger(spent, shares)
+
+
+def _refuse_another_model(config: SampleConfig, source: RunDirectory, run: RunDirectory) -> None:
+    """Texts of two models never share a directory, however the run was replaced in the meantime."""
+    digests = {} if config.untuned else _digests(source)
+    if "weights" not in run.manifest:
+        run.update(weights=digests)
+    parent = run.manifest["parents"][0]["run_id"]
+    if parent != source.manifest["run_id"] or run.manifest["weights"] != digests:
+        raise LedgerMismatch(f"output_dir={run.path} holds text of other weights than run={source.path} has now")
+
+
+def _digests(source: RunDirectory) -> dict[str, str]:
+    """Return the SHA-256 of each weights file."""
+    found = dict[str, str]()
+    for path in sorted((source.path / CHECKPOINT).glob("*.safetensors")):
+        with path.open("rb") as handle:
+            found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+def _refuse_several_processes() -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != 1:
+        raise ConfigError(f"num_processes={processes}: sampling runs on one process; launch with --num_processes 1")
+
+
+def _with_switches(argv: Sequence[str]) -> list[str]:
+    """Let ``--untuned`` stand for ``--untuned true``."""
+    words = list[str]()
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        words += [word, "true"] if word in _SWITCHES and following.startswith("--") else [word]
+    return words

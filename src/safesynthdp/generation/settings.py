@@ -1,0 +1,75 @@
+"""What ``safesynthdp sample`` is asked for.
+
+Here: the flags, their meaning and their bounds. Elsewhere: the decoding they steer (draws.py, decoding.py).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from safesynthdp.errors import ConfigError
+
+LabelChoice = Literal["auto", "histogram", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sample labelled synthetic text from a fine-tuning run.
+
+    Sampling reads nothing private: the text costs what the weights cost, however much of it is drawn and with
+    whatever settings. The defaults draw from the model as it is. A lower temperature, top_k or top_p makes single
+    texts smoother, drops rare ways of writing (minority groups first), and an evaluation then judges the truncation,
+    not the model.
+    """
+
+    run: str
+    """Directory of a finished fine-tuning run."""
+    num_records: int
+    """How many texts to write; nothing is filtered, so just as many come out."""
+    output_dir: str
+    """Where the text goes; the same command resumes it."""
+    untuned: bool = False
+    """Sample from the base model before any training, uniform labels: the epsilon = 0 reference."""
+    labels: LabelChoice = "auto"
+    """Texts per label: 'histogram' follows the noisy label counts of the run, 'uniform' spreads them evenly, 'auto'
+    takes the counts where the run has them."""
+    temperature: float = 1.0
+    """Divides the logits; 1 = the model's own distribution. No model's generation config is read."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens only; 0 = all. Rare words, and rare kinds of text, get lost."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that hold this much probability; 1 = all. Loses the same."""
+    max_new_tokens: int | None = None
+    """Longest text, end included; null = what the label's prompt leaves of the run's data.max_length. A text that
+    reaches it is counted as truncated."""
+    batch_size: int = 128
+    """Texts decoded at once: speed and memory only, a text does not depend on it (up to rounding)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the model while sampling; null = as the run has it. bfloat16 is about twice as fast where the
+    processor multiplies it in hardware (AMX, AVX512-BF16, any recent GPU); tokens are always drawn in float32."""
+    seed: int = 0
+    """Of the draws and of the order of labels; nothing private hangs on it."""
+    csv: bool = False
+    """Write synthetic.csv beside synthetic.parquet."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        for name in ("run", "output_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give a directory")
+        for name in ("num_records", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: give a whole number above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature}: give a finite number above 0")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k}: give a whole number above 0, or 0 for no limit")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} is outside (0, 1]; 1 = no limit")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
+        if self.untuned and self.labels == "histogram":
+            raise ConfigError(
+                "labels=histogram reads the run's counts, untuned reads nothing of the run; drop one of them"
+            )

@@ -1,0 +1,346 @@
+"""Language models, tokenizers and prompts: what is loaded, what is trainable, what is refused.
+
+Here: any Hugging Face causal LM by name or path, the builtin ``smollm2-135m``, tiny models from scratch, LoRA through
+peft. Elsewhere: the clipping of what is trainable (training/), the decoding (generation/). A tokenizer is never
+trained on private text: it comes with the model, or is the byte tokenizer.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safesynthdp.errors import ConfigError, SafeSynthError, UnsupportedLayer, UserError
+from safesynthdp.runs import CHECKPOINT, RunDirectory
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_TEMPLATE = "{label}:\n"
+BUILTIN_MODELS = ("smollm2-135m",)
+_REFUSED_TYPES = {
+    "opt": "its feed-forward layers flatten records into one another",
+    "mixtral": "experts route tokens across records",
+}
+_FULL_FINETUNE_REFUSED = {
+    "gemma": "its embedding holds a buffer",
+    "gemma2": "its embedding holds a buffer",
+    "gemma3_text": "its embedding holds a buffer",
+    "falcon": "it changes a view in place",
+    "gpt_neo": "its position ids are shared by the batch",
+    "gpt_bigcode": "its position ids are shared by the batch",
+    "llama4_text": "it changes a view in place",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromScratchConfig:
+    """A small Llama with random weights and the byte tokenizer: no files, for tests and first steps."""
+
+    hidden_size: int = 64
+    """Width of the residual stream."""
+    num_hidden_layers: int = 2
+    """Number of blocks."""
+    num_attention_heads: int = 4
+    """Heads a block; divides hidden_size."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layer; null = 4 * hidden_size."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.from_scratch.{name}={getattr(self, name)}: give a whole number above 0")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ConfigError(
+                f"model.from_scratch.hidden_size={self.hidden_size} is not a multiple of 2 * num_attention_heads="
+                f"{2 * self.num_attention_heads}; change one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is fine-tuned: exactly one of ``model_name_or_path`` and ``from_scratch``."""
+
+    model_name_or_path: str | None = None
+    """A causal LM by Hugging Face name or local path, or the builtin 'smollm2-135m'."""
+    from_scratch: FromScratchConfig | None = None
+    """Build a tiny random model instead (keys: hidden_size, num_hidden_layers, ...)."""
+    revision: str | None = None
+    """Commit or tag on the hub; recorded, so pin it for anything you publish."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of the frozen base; what is trained is always float32."""
+    attn_implementation: str | None = None
+    """As in transformers ('sdpa', 'eager', ...); null = its default."""
+
+    def __post_init__(self) -> None:
+        """Refuse neither and both."""
+        if (self.model_name_or_path is None) == (self.from_scratch is None):
+            raise ConfigError("model.model_name_or_path: give it or model.from_scratch, exactly one of the two")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft; the base stays frozen."""
+
+    enabled: bool | None = None
+    """null = yes for a pretrained model, no for one from scratch."""
+    lora_r: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 32
+    """Scale: the update is multiplied by lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | str = "all-linear"
+    """Names of the linear layers that get adapters, or 'all-linear' (all but the head)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_r) instead."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        if self.lora_r < 1:
+            raise ConfigError(f"lora.lora_r={self.lora_r}: give a whole number above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora.lora_dropout={self.lora_dropout}: give a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTemplate:
+    """The public words before every text; ``{label}`` is replaced by the label."""
+
+    text: str = DEFAULT_TEMPLATE
+    """Holds ``{label}`` once."""
+
+    def prompt(self, label: str) -> str:
+        """Return the prompt of a label."""
+        return self.text.replace("{label}", label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in eval mode with everything needed to score or to sample."""
+
+    model: "nn.Module"
+    tokenizer: "PreTrainedTokenizerBase"
+    template: PromptTemplate
+    max_length: int
+    eos_token_id: int
+    label_set: tuple[str, ...] = field(default=())
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and notices off the screen; errors still come through."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """Return the model's own tokenizer, or the byte tokenizer (259 ids) for a model from scratch.
+
+    Raises:
+        UserError: If the model has no tokenizer or no end-of-text token.
+    """
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if config.from_scratch is not None:
+        return ByT5Tokenizer(extra_ids=0)
+    source = str(_source(config))
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=config.revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreachable(config, error) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.model_name_or_path={config.model_name_or_path}: its tokenizer has no end-of-text token, so no "
+            "text could end; choose another model"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(config: ModelConfig, *, seed: int) -> "PreTrainedModel":
+    """Return the model before any training; ``seed`` sets the random weights of one from scratch."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if config.from_scratch is not None:
+        shape = config.from_scratch
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=259,
+                hidden_size=shape.hidden_size,
+                num_hidden_layers=shape.num_hidden_layers,
+                num_attention_heads=shape.num_attention_heads,
+                num_key_value_heads=shape.num_attention_heads,
+                intermediate_size=shape.intermediate_size or 4 * shape.hidden_size,
+                max_position_embeddings=4096,
+                pad_token_id=0,
+                bos_token_id=None,
+                eos_token_id=1,
+                tie_word_embeddings=False,
+            )
+        )
+    extra: dict[str, Any] = {}
+    if config.attn_implementation is not None:
+        extra["attn_implementation"] = config.attn_implementation
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(_source(config)), revision=config.revision, dtype=getattr(torch, config.dtype), **extra
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreachable(config, error) from error
+    return model
+
+
+def make_trainable(model: "PreTrainedModel", lora: LoraConfig, *, seed: int, use_lora: bool) -> "nn.Module":
+    """Return the model with what is trained in float32 and everything else frozen.
+
+    Raises:
+        UnsupportedLayer: If something trainable has no exact per-record gradient; the message names it.
+    """
+    import torch
+
+    refuse_model(model, use_lora=use_lora)
+    if not use_lora:
+        model.requires_grad_(True)
+        trained: nn.Module = model.float()
+        for module in trained.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.padding_idx = None  # autograd would drop the pad id's gradient, also where it is text
+    else:
+        torch.manual_seed(seed)
+        trained = _with_adapters(model, lora)
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    refuse_trainables(trained)
+    return trained
+
+
+def wants_lora(model: ModelConfig, lora: LoraConfig) -> bool:
+    """Return whether adapters are used; the default follows from the kind of model."""
+    return lora.enabled if lora.enabled is not None else model.from_scratch is None
+
+
+def refuse_model(model: "PreTrainedModel", *, use_lora: bool) -> None:
+    """Refuse, by name, an architecture whose records reach into one another."""
+    kind = str(model.config.model_type)
+    if getattr(model, "is_quantized", False):
+        raise UnsupportedLayer(f"model ({kind}) is quantised, which has no exact float32 gradient; load it unquantised")
+    if kind in _REFUSED_TYPES:
+        raise UnsupportedLayer(f"model ({kind}) cannot be clipped: {_REFUSED_TYPES[kind]}; choose another model")
+    for name, module in model.named_modules():
+        lowered = type(module).__name__.lower()
+        if "experts" in lowered or "moe" in lowered or lowered.endswith("router"):
+            raise UnsupportedLayer(f"{name} ({type(module).__name__}) routes across records; choose a dense model")
+        if "batchnorm" in lowered:
+            raise UnsupportedLayer(
+                f"{name} ({type(module).__name__}) mixes the records of a batch; choose another model"
+            )
+    if not use_lora and kind in _FULL_FINETUNE_REFUSED:
+        raise UnsupportedLayer(f"model ({kind}) cannot be trained in full: {_FULL_FINETUNE_REFUSED[kind]}; use LoRA")
+
+
+def refuse_trainables(model: "nn.Module") -> None:
+    """Refuse trainable parameters that are not float32, and adapters on embeddings."""
+    import torch
+
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise UnsupportedLayer("lora.target_modules selects no layer; name linear layers of this model")
+    for name, parameter in trainable:
+        if "lora_embedding_" in name:
+            raise UnsupportedLayer(f"{name} is an adapter on an embedding; leave it out of lora.target_modules")
+        if parameter.dtype != torch.float32:
+            raise UnsupportedLayer(f"{name} is {parameter.dtype}; what is trained must be float32")
+
+
+def load_run_model(run: RunDirectory, *, untuned: bool = False) -> LoadedModel:
+    """Return the model that a finetune run released, or the one it started from.
+
+    Args:
+        run: A finetune run with a checkpoint.
+        untuned: Leave out what training changed: the epsilon = 0 reference.
+
+    Raises:
+        UserError: If the run has no checkpoint yet.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    config, values = _model_config(run), run.config()
+    tokenizer = load_tokenizer(config)
+    folder = run.path / CHECKPOINT
+    if not untuned and not any(folder.glob("*.safetensors")):
+        raise UserError(f"{run.path} has no {CHECKPOINT}/*.safetensors yet; finish it with the command that began it")
+    if untuned or (folder / "adapter_config.json").is_file():
+        model: nn.Module = load_base_model(config, seed=values["train"]["seed"])
+        if not untuned:
+            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return LoadedModel(
+        model=model.eval().to(device),
+        tokenizer=tokenizer,
+        template=PromptTemplate(text=values["data"]["prompt_template"] or DEFAULT_TEMPLATE),
+        max_length=values["data"]["max_length"],
+        eos_token_id=int(tokenizer.eos_token_id),
+        label_set=tuple(run.manifest["data"]["label_set"]),
+    )
+
+
+def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> "nn.Module":
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    wanted = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # peft scales by any number
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        bias="none",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in an old way
+            return get_peft_model(model, wanted)
+    except ValueError as error:
+        raise UnsupportedLayer(f"lora.target_modules={lora.target_modules}: {' '.join(str(error).split())}") from error
+
+
+def _model_config(run: RunDirectory) -> ModelConfig:
+    values = dict(run.config()["model"])
+    shape = values.pop("from_scratch", None)
+    return ModelConfig(**values, from_scratch=FromScratchConfig(**shape) if shape else None)
+
+
+def _source(config: ModelConfig) -> Path | str:
+    """Return where transformers finds the model; a builtin is fetched and converted on first use."""
+    name = str(config.model_name_or_path)
+    if name in BUILTIN_MODELS:
+        from safesynthdp.builtin_models import builtin_model_path
+
+        return builtin_model_path(name)
+    return name
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> SafeSynthError:
+    name = config.model_name_or_path
+    if Path(str(name)).exists():
+        return UserError(
+            f"model.model_name_or_path={name} holds no causal LM that transformers can load ({type(error).__name__})"
+        )
+    return UserError(
+        f"model.model_name_or_path={name} is neither a local folder, a builtin ({', '.join(BUILTIN_MODELS)}) nor a "
+        f"model the hub gave us ({type(error).__name__}); check the name and the network"
+    )

@@ -1,0 +1,129 @@
+"""``safesynthdp report``: one page for a whole run.
+
+Here: the flags, and what is written where. Elsewhere: everything on the page (page.py) and off it (publish.py).
+
+A report is derived: the same command on the same ``output_dir`` draws it again from what the run directories hold now,
+each file replaced whole. Other runs or another edition want another ``output_dir``, so that a public page never
+overwrites an internal one. To publish, take report.html and report.json; the rest of the directory names local paths.
+"""
+
+import json as json_format
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safesynthdp.config import parse
+from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.reporting.collect import collect
+from safesynthdp.reporting.facts import Group
+from safesynthdp.reporting.guarantee import Guarantee, read_guarantee
+from safesynthdp.reporting.publish import publishable
+from safesynthdp.runs import RunDirectory
+
+PAGE, TWIN = "report.html", "report.json"
+_SWITCHES = ("--public", "--json")
+_MAX_PER_LABEL = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw one page (report.html, report.json) from finetune, sample, evaluate and attack directories."""
+
+    runs: list[str]
+    """Run directories, or folders that hold some."""
+    output_dir: str
+    """Where the report goes; the same command draws it again."""
+    public: bool = False
+    """Leave out every number computed from private records without an accounted mechanism."""
+    json: bool = False
+    """Print report.json instead of the page's path."""
+    samples_per_label: int = 3
+    """Synthetic texts shown of each label."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty name and an unreasonable number of texts."""
+        if not self.output_dir:
+            raise ConfigError("output_dir is empty; give a directory")
+        if not 1 <= self.samples_per_label <= _MAX_PER_LABEL:
+            raise ConfigError(
+                f"samples_per_label={self.samples_per_label}: give a whole number from 1 to {_MAX_PER_LABEL}"
+            )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the report; fail after writing it if a ledger or an attack contradicts a claim."""
+    config = parse(ReportConfig, _spelled_out(argv), prog="safesynthdp report", positional="runs")
+    groups = collect(config.runs, texts_per_label=config.samples_per_label)
+    run = _open(config, groups)
+    parts = [(group, read_guarantee(group)) for group in groups]
+    failures = _failures(parts)
+    shown, dropped = _edition(parts) if config.public else (parts, [])
+    text = _write(run, shown, is_public=config.public, dropped=dropped)
+    run.finish()
+    run.say(text if config.json else str(run.path / PAGE))
+    if failures:
+        more = "" if len(failures) == 1 else f" (and {len(failures) - 1} more, see the page)"
+        raise SafeSynthError(f"{failures[0]}{more}; do not rely on this epsilon")
+
+
+def _spelled_out(argv: Sequence[str]) -> list[str]:
+    """``--public`` alone means ``--public=true``."""
+    following = [*argv[1:], ""]
+    return [
+        f"{word}=true" if word in _SWITCHES and after.lower() not in ("true", "false") else word
+        for word, after in zip(argv, following, strict=True)
+    ]
+
+
+def _open(config: ReportConfig, groups: Sequence[Group]) -> RunDirectory:
+    """Open the report's directory and write down, each time, which runs it is drawn from."""
+    parents = [RunDirectory.open(stage.path) for group in groups for stage in group.stages]
+    settings = {
+        "runs": sorted(str(Path(run).resolve()) for run in config.runs),
+        "output_dir": str(Path(config.output_dir).resolve()),
+        "public": config.public,
+        "samples_per_label": config.samples_per_label,
+    }
+    run = RunDirectory.create(config.output_dir, kind="report", config=settings, parents=parents)
+    named = [{"kind": p.manifest["kind"], "run_id": p.manifest["run_id"], "path": str(p.path)} for p in parents]
+    run.update(status="interrupted", parents=named)
+    return run
+
+
+def _edition(parts: Sequence[tuple[Group, Guarantee]]) -> tuple[list[tuple[Group, Guarantee]], list[str]]:
+    """Return what a public edition may show, and what it leaves out."""
+    shown, dropped = list[tuple[Group, Guarantee]](), list[str]()
+    for group, guarantee in parts:
+        bare, ledgers, left = publishable(group, guarantee)
+        shown.append((bare, ledgers))
+        dropped += left
+    return shown, dropped
+
+
+def _write(
+    run: RunDirectory, parts: Sequence[tuple[Group, Guarantee]], *, is_public: bool, dropped: Sequence[str]
+) -> str:
+    """Write both files and return the text of the twin; an internal report is for its owner alone."""
+    from safesynthdp.privacy.storage import write_text
+    from safesynthdp.reporting.html import render
+    from safesynthdp.reporting.page import build_page
+    from safesynthdp.reporting.twin import twin
+
+    text = json_format.dumps(twin(parts, is_public=is_public, dropped=dropped), indent=2, allow_nan=False)
+    write_text(run.path / TWIN, text + "\n", private=not is_public)
+    page = render(build_page(parts, is_public=is_public, dropped=dropped))
+    write_text(run.path / PAGE, page, private=not is_public)
+    return text
+
+
+def _failures(parts: Sequence[tuple[Group, Guarantee]]) -> list[str]:
+    """Return what contradicts a claim: a ledger that does not stand recomputation, an attack that refutes it."""
+    refuted = [
+        f"{attack.stage.path.name}: {row.attack} refutes the claim (at least {row.epsilon_lower_bound}, "
+        f"claimed {row.epsilon_claimed})"
+        for group, _ in parts
+        for attack in group.attacks
+        for row in attack.rows or ()
+        if row.verdict == "refuted" and row.benchmark_valid is not False
+    ]
+    return [problem for _, guarantee in parts for problem in guarantee.problems] + refuted

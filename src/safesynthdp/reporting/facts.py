@@ -1,0 +1,159 @@
+"""What the run directories say, as frozen values: one class a stage and one a row of its tables.
+
+Here: the classes. Elsewhere: the files they are read from (reading.py), how stages belong together (collect.py), what
+their ledgers promise (guarantee.py). What a file leaves out stays None and is printed as "not stated" or "not done".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safesynthdp.runs import LEDGER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every run directory says about itself."""
+
+    path: Path
+    kind: str
+    status: str
+    run_id: str
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """Where this stage's ledger lies; None if it has none."""
+        path = self.path / LEDGER
+        return path if path.is_file() else None
+
+    @property
+    def parents(self) -> tuple[Mapping[str, Any], ...]:
+        """The stages this one was given: kind, run_id and path of each."""
+        return tuple(p for p in self.manifest.get("parents") or [] if isinstance(p, Mapping))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of metrics.json. ``value`` is None where nothing could be measured; ``reason`` then says why."""
+
+    group: str
+    name: str
+    model: str | None
+    train_on: str | None
+    label: str | None
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float | None
+    n: int | None
+    seeds: int | None
+    ceiling: float | None
+    floor: float | None
+    direction: str | None
+    reads: tuple[str, ...]
+    publishable: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluate directory; ``metrics`` is None where the stage has not written them."""
+
+    stage: Stage
+    metrics: tuple[Metric, ...] | None
+    inputs: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """One row of audit.json: one attack on one target in one channel."""
+
+    target_id: str
+    channel: str
+    attack: str
+    num_members: int | None
+    num_nonmembers: int | None
+    auc: float | None
+    auc_interval: tuple[float, float] | None
+    tpr_at_fpr: Mapping[str, float | None]
+    epsilon_lower_bound: float | None
+    epsilon_attainable: float | None
+    epsilon_claimed: float | None
+    group_size: int | None
+    method: str | None
+    alpha: float | None
+    delta: float | None
+    verdict: str | None
+    benchmark_valid: bool | None
+    num_targets: int | None
+    num_references: int | None
+    num_epochs: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One attack directory; ``rows`` is None where the stage has not written them."""
+
+    stage: Stage
+    rows: tuple[AuditRow, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One synthetic text as it is printed; ``num_hidden`` characters are cut off its end."""
+
+    label: str
+    text: str
+    num_hidden: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample directory; ``texts`` are the first few of each label, in file order."""
+
+    stage: Stage
+    is_untuned: bool
+    num_texts: int | None
+    texts: tuple[Text, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One line of a finetune run's metrics.jsonl; private."""
+
+    step: int
+    loss: float | None
+    clip_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """One finetune directory."""
+
+    stage: Stage
+    progress: tuple[Step, ...]
+    histogram: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One finetune run and everything made from it; ``finetune`` is None for stages that belong to no run."""
+
+    finetune: Finetune | None
+    samples: tuple[Sample, ...]
+    evaluations: tuple[Evaluation, ...]
+    attacks: tuple[Attack, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage of the group, the finetune run first."""
+        first = () if self.finetune is None else (self.finetune.stage,)
+        samples = (sample.stage for sample in self.samples)
+        evaluations = (evaluation.stage for evaluation in self.evaluations)
+        return (*first, *samples, *evaluations, *(attack.stage for attack in self.attacks))

@@ -1,0 +1,151 @@
+"""What a public page may not show, taken away before anything is drawn.
+
+Here: from collected facts to the facts that may leave, and a list of what stayed. Elsewhere: how either is shown
+(page.py), which never asks whether a page is public before it prints a number.
+
+Guarantee:
+    A number survives only if it was computed from public data or from an artifact whose ledger gives it a finite
+    epsilon. Everything not known to be such goes: an attack on natural records, progress, counts, paths, commands.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from safesynthdp.reporting.facts import Attack, Evaluation, Finetune, Group, Metric, Sample, Stage
+from safesynthdp.reporting.guarantee import Access, Guarantee
+
+_PUBLIC_MANIFEST = ("kind", "status", "run_id", "created", "finished", "versions", "commit", "hardware", "parents",
+                    "untuned", "engine", "num_trainable", "data", "settings", "requested", "num_records",
+                    "counts")  # fmt: skip
+_FOLLOW_FROM_NUM_RECORDS = ("num_records", "num_users", "sample_rate")
+REFUSED = "a ledger of this run does not stand being computed again; the internal report says which"
+_PUBLIC_DATA = ("label_set", "label_set_is_public")
+_PUBLIC_EVALUATION = ("seeds", "downstream", "level", "holdout_is_public")
+_PUBLIC_SECTIONS = ("model", "lora", "privacy", "train", "hardware")
+_PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_split", "prompt_template", "max_length",
+                       "labels", "holdout_percent")  # fmt: skip
+
+
+def publishable(group: Group, guarantee: Guarantee) -> tuple[Group, Guarantee, tuple[str, ...]]:
+    """Return what may leave of a group and its ledgers, and a list of what was dropped."""
+    dropped = list[str]()
+    guaranteed = frozenset(s.stage.run_id for s in group.samples if guarantee.covers(s.stage.run_id))
+    finetune = None if group.finetune is None else _finetune(group.finetune, dropped)
+    samples = tuple(_sample(sample, guaranteed, dropped) for sample in group.samples)
+    evaluations = tuple(
+        _evaluation(e, has_guarantee=_is_covered(e, guaranteed), dropped=dropped) for e in group.evaluations
+    )
+    attacks = tuple(_attack(attack, dropped) for attack in group.attacks)
+    bare = Group(finetune=finetune, samples=samples, evaluations=evaluations, attacks=attacks)
+    ledgers = _guarantee(guarantee, dropped)
+    return bare, ledgers, (*dropped, "file names, paths and command lines")
+
+
+def _guarantee(guarantee: Guarantee, dropped: list[str]) -> Guarantee:
+    """A private number of records also shows in the sample rate; a fingerprint is a function of the records alone."""
+    accesses = tuple(_access(access) for access in guarantee.accesses)
+    if any(access.data for access in guarantee.accesses):
+        dropped.append("fingerprints of the private records in the ledger")
+    if any(access.data.get("num_records_is_public") is not True for access in guarantee.accesses):
+        dropped.append("the number of private records, and the sample rate computed from it")
+    problems = (REFUSED,) if guarantee.problems else ()
+    return replace(guarantee, accesses=accesses, problems=problems)
+
+
+def _access(access: Access) -> Access:
+    kept = {"num_records_is_public": access.data.get("num_records_is_public")}
+    if access.data.get("num_records_is_public") is True:
+        return replace(access, data={**kept, "num_records": access.data.get("num_records")})
+    mechanism = {key: value for key, value in access.mechanism.items() if key not in _FOLLOW_FROM_NUM_RECORDS}
+    return replace(access, data=kept, mechanism=mechanism)
+
+
+def _finetune(finetune: Finetune, dropped: list[str]) -> Finetune:
+    data = finetune.stage.manifest.get("data") or {}
+    if finetune.progress:
+        dropped.append(f"training progress ({len(finetune.progress)} steps: loss, share of clipped records)")
+    if hidden := sorted(key for key in data if key not in _PUBLIC_DATA):
+        dropped.append(f"facts about the private records: {', '.join(hidden)}")
+    histogram = finetune.histogram
+    if histogram is not None and histogram.get("source") not in ("discrete_laplace", "uniform"):
+        dropped.append("exact label counts")
+        histogram = None
+    return Finetune(stage=_stage(finetune.stage), progress=(), histogram=histogram)
+
+
+def _sample(sample: Sample, guaranteed: frozenset[str], dropped: list[str]) -> Sample:
+    stage = _stage(sample.stage)
+    if sample.stage.run_id in guaranteed:
+        return replace(sample, stage=stage)
+    dropped.append(f"synthetic text of {stage.run_id[:8]}: no formal guarantee covers it")
+    bare = {key: value for key, value in stage.manifest.items() if key not in ("counts", "num_records")}
+    return replace(sample, stage=replace(stage, manifest=bare), texts=(), num_texts=None)
+
+
+def _evaluation(evaluation: Evaluation, *, has_guarantee: bool, dropped: list[str]) -> Evaluation:
+    rows = evaluation.metrics
+    leaving = [row for row in rows or () if has_guarantee and _may_leave(row, evaluation.settings)]
+    left = [row for row in rows or () if row not in leaving]
+    kept = None if rows is None else tuple(_row(row) for row in leaving)
+    for group in dict.fromkeys(row.group for row in left):
+        names = list(dict.fromkeys(row.name for row in left if row.group == group))
+        count = sum(row.group == group for row in left)
+        dropped.append(f"{count} {group} rows: {', '.join(names)}")
+    if evaluation.warnings:
+        dropped.append("warnings of the evaluation")
+    if evaluation.inputs:
+        dropped.append("sizes and fingerprints of the evaluated files")
+    settings = {key: value for key, value in evaluation.settings.items() if key in _PUBLIC_EVALUATION}
+    return replace(evaluation, stage=_stage(evaluation.stage), metrics=kept, inputs={}, settings=settings, warnings=())
+
+
+def _is_covered(evaluation: Evaluation, guaranteed: frozenset[str]) -> bool:
+    """Whether a ledger says what the evaluated text and its baseline cost: a bare file has none."""
+    given = [evaluation.inputs.get(role) for role in ("synthetic", "baseline")]
+    run_ids = [facts.get("run_id") if isinstance(facts, Mapping) else None for facts in given if facts is not None]
+    return given[0] is not None and all(run_id in guaranteed for run_id in run_ids)
+
+
+def _may_leave(row: Metric, settings: Mapping[str, Any]) -> bool:
+    is_public = {"synthetic"} | ({"holdout"} if settings.get("holdout_is_public") is True else set())
+    return row.publishable and bool(row.reads) and set(row.reads) <= is_public
+
+
+def _row(row: Metric) -> Metric:
+    """The ceiling of a row is a number about real text."""
+    is_constant = row.ceiling in (None, 0.0, 1.0)
+    return row if is_constant else replace(row, ceiling=None)
+
+
+def _attack(attack: Attack, dropped: list[str]) -> Attack:
+    if attack.rows is not None:
+        names = ", ".join(dict.fromkeys(f"{row.attack} ({row.channel})" for row in attack.rows))
+        dropped.append(f"{len(attack.rows)} attack rows on natural records: {names}")
+    return Attack(stage=_stage(attack.stage), rows=None)
+
+
+def _stage(stage: Stage) -> Stage:
+    manifest = {key: value for key, value in stage.manifest.items() if key in _PUBLIC_MANIFEST}
+    if stage.kind != "sample":  # a sample's counts are about the text alone
+        manifest = {key: value for key, value in manifest.items() if key not in ("counts", "num_records")}
+    data = manifest.get("data")
+    if isinstance(data, Mapping):
+        is_public = data.get("label_set_is_public") is True
+        keys = _PUBLIC_DATA if is_public else ("label_set_is_public",)
+        manifest["data"] = {key: data[key] for key in keys if key in data}
+    else:
+        manifest.pop("data", None)
+    return replace(stage, manifest=manifest, config=_config(stage) if stage.kind == "finetune" else {})
+
+
+def _config(stage: Stage) -> dict[str, Any]:
+    config: dict[str, Any] = {name: dict(stage.config.get(name) or {}) for name in _PUBLIC_SECTIONS}
+    config["model"] = {key: None if _is_path(value) else value for key, value in config["model"].items()}
+    data = stage.config.get("data") or {}
+    config["data"] = {key: data[key] for key in _PUBLIC_DATA_CONFIG if key in data}
+    return config
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and ("/" in value or "\\" in value) and (value[:1] in "/.~\\" or value.count("/") > 1)

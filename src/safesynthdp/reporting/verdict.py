@@ -1,0 +1,144 @@
+"""The box at the top of a page: what is promised, and what was found beside it.
+
+Here: which numbers stand in the box. Elsewhere: where they come from (guarantee.py, tables.py).
+"""
+
+from safesynthdp.reporting.facts import AuditRow, Evaluation, Group, Metric
+from safesynthdp.reporting.guarantee import SEEDED, Guarantee
+from safesynthdp.reporting.layout import Fact, Verdict
+from safesynthdp.reporting.ledger_tables import release_table
+from safesynthdp.reporting.statement import ARTIFACTS
+from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, auc_text, headline_model, is_baseline
+from safesynthdp.reporting.wording import (
+    NO_GUARANTEE,
+    NOT_STATED,
+    epsilon_text,
+    interval_text,
+    number_text,
+    rate_text,
+    value_text,
+)
+
+UNITS = {"record": "protects one record", "user": "protects all records of one user"}
+NEIGHBOURS = {"add_remove": "neighbours: one added or removed", "replace": "neighbours: one exchanged"}
+_CEILINGS = {"real_matched": "as much real text", "real": "all real text"}
+_FLOORS = {"base_model": "untuned model", "majority": "most common label"}
+LEFT_OUT = "left out of the public edition"
+
+
+def verdict(group: Group, guarantee: Guarantee, *, is_public: bool) -> Verdict:
+    """Return the box: the guarantee of all releases at once, then utility, memorisation, attacks, or "not done"."""
+    warnings = [SEEDED[0].upper() + SEEDED[1:] + "."] if guarantee.is_seeded else []
+    if group.finetune is not None and group.finetune.stage.status != "finished":
+        warnings.append("The finetune run is not finished; its ledger states what it has spent so far.")
+    is_promise = guarantee.epsilon is not None
+    return Verdict(
+        about="Guarantee for whoever sees everything that is released",
+        epsilon=f"epsilon {epsilon_text(guarantee.epsilon)}" if is_promise else NO_GUARANTEE,
+        terms=_terms(guarantee),
+        releases=release_table(guarantee.claims, with_check=False) if guarantee.claims else None,
+        facts=(
+            *_utility(group, is_public=is_public),
+            _memorisation(group, is_public=is_public),
+            *_attack(group, is_public=is_public),
+        ),
+        warnings=tuple(warnings),
+        problems=guarantee.problems,
+    )
+
+
+def _terms(guarantee: Guarantee) -> tuple[str, ...]:
+    if not guarantee.tuned:
+        return ("no ledger of a finetune run or a sample says what was released",)
+    if guarantee.problems:
+        return ("the ledgers contradict themselves, so none of their epsilons counts",)
+    if guarantee.epsilon is None:
+        names = dict.fromkeys(ARTIFACTS.get(c.artifact, c.artifact) for c in guarantee.tuned if c.epsilon is None)
+        return (f"the ledger promises nothing for: {', '.join(names)}",) if names else ()
+    unit, adjacency = guarantee.unit or "", guarantee.adjacency or ""
+    return (
+        f"delta {value_text(guarantee.delta)}",
+        UNITS.get(unit, f"unit {unit or NOT_STATED}"),
+        NEIGHBOURS.get(adjacency, f"neighbours {adjacency or NOT_STATED}"),
+    )
+
+
+def _first(group: Group) -> Evaluation | None:
+    return next((evaluation for evaluation in group.evaluations if evaluation.metrics is not None), None)
+
+
+def _missing(group: Group, *, is_public: bool) -> str:
+    return LEFT_OUT if is_public and _first(group) is not None else "not done"
+
+
+def _utility(group: Group, *, is_public: bool) -> tuple[Fact, ...]:
+    evaluation = _first(group)
+    model = None if evaluation is None else headline_model(evaluation)
+    found = None if evaluation is None else any_model(evaluation, "accuracy", train_on="synthetic", model=model)
+    if evaluation is None or found is None or found.value is None:
+        return (Fact(name="Utility", value=_missing(group, is_public=is_public)),)
+    name = CLASSIFIERS.get(model or "", model or "a classifier")
+    return (
+        Fact(name="Utility", value=f"accuracy {_number(found)} of {name} trained on synthetic text, tested on real"),
+        Fact(name="Ceiling", value=_beside(evaluation, model, _CEILINGS)),
+        Fact(name="Floor", value=_beside(evaluation, model, _FLOORS)),
+    )  # fmt: skip
+
+
+def _beside(evaluation: Evaluation, model: str | None, wanted: dict[str, str]) -> str:
+    rows = {
+        words: any_model(evaluation, "accuracy", train_on=train_on, model=model) for train_on, words in wanted.items()
+    }
+    parts = [f"{_number(row)} {words}" for words, row in rows.items() if row is not None and row.value is not None]
+    return "; ".join(parts) or "not done"
+
+
+def _number(row: Metric) -> str:
+    return f"{rate_text(row.value)} {interval_text(row.low, row.high)}".strip()
+
+
+def _memorisation(group: Group, *, is_public: bool) -> Fact:
+    evaluation = _first(group)
+    rows = [r for r in (evaluation.metrics or () if evaluation else ()) if r.group == MEMORISATION]
+    differences = [row for row in rows if row.train_on == "difference" and row.value is not None]
+    if not differences:
+        return Fact(name="Memorisation", value=_missing(group, is_public=is_public))
+    leaks = [row for row in differences if row.low is not None and row.low > 0]
+    if leaks:
+        names = ", ".join(row.name for row in leaks)
+        return Fact(
+            name="Memorisation", value=f"more shared with training records than with the control: {names}", tone="bad"
+        )
+    return Fact(
+        name="Memorisation",
+        value=f"no sign of it: {len(differences)} differences to the control, each with an interval that reaches 0",
+    )
+
+
+def _attack(group: Group, *, is_public: bool) -> tuple[Fact, ...]:
+    rows = [row for attack in group.attacks for row in attack.rows or () if row.auc is not None]
+    attacks, controls = [r for r in rows if not is_baseline(r)], [r for r in rows if is_baseline(r)]
+    if not attacks:
+        return (Fact(name="Attack", value=LEFT_OUT if is_public and group.attacks else "not done"),)
+    worst = max(attacks, key=lambda row: row.auc or 0.0)
+    control = f"AUC {auc_text(controls[0])}; 0.5 is chance" if controls else "not done: the benchmark may be void"
+    return (
+        Fact(name="Attack", value=f"AUC {auc_text(worst)} by {worst.attack}, the highest of {len(attacks)}"),
+        Fact(name="Texts alone, no model", value=control),
+        _audit(attacks),
+    )
+
+
+def _audit(attacks: list[AuditRow]) -> Fact:
+    bounds = [row for row in attacks if row.epsilon_lower_bound is not None]
+    if not bounds:
+        return Fact(name="Audited epsilon", value="not done: no lower bound was computed")
+    best = max(bounds, key=lambda row: row.epsilon_lower_bound or 0.0)
+    bound, attainable = number_text(best.epsilon_lower_bound), number_text(best.epsilon_attainable)
+    words = f"at least {bound}, of at most {attainable} within reach"
+    is_refuted = best.verdict == "refuted" and best.benchmark_valid is not False
+    return Fact(
+        name="Audited epsilon",
+        value=f"{words}; verdict: {best.verdict or 'no claim compared'}",
+        tone="bad" if is_refuted else "",
+    )

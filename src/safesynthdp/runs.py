@@ -1,0 +1,228 @@
+"""A run directory: what one stage wrote, whole or resumable, and where its parents lie.
+
+Here: create, lock, finish, read. Elsewhere: the ledger (privacy/ledger.py) and what each stage puts in. Every stage
+hands over a directory on disk, never a live object.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from safesynthdp.config import config_hash
+from safesynthdp.errors import ConfigError, LedgerMismatch, SafeSynthError, UserError
+from safesynthdp.privacy.storage import disk_error, make_private_directory, write_json, write_text
+
+Kind = Literal["finetune", "sample", "evaluate", "attack", "report"]
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+LEDGER = "ledger.json"
+STATE = "state"
+CHECKPOINT = "checkpoint"
+_VERSIONED = ("safesynthdp", "torch", "transformers", "peft", "opacus", "accelerate", "dp-accounting", "numpy")
+
+
+@dataclass(kw_only=True)
+class RunDirectory:
+    """One stage's directory. ``create`` for the stage that writes it, ``open`` for those that read it."""
+
+    path: Path
+    manifest: dict[str, Any]
+    _lock: Any = field(default=None, repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        output_dir: str | Path,
+        *,
+        kind: Kind,
+        config: Mapping[str, Any],
+        parents: Sequence["RunDirectory"] = (),
+        leave_out: Sequence[str] = ("output_dir",),
+    ) -> "RunDirectory":
+        """Lock ``output_dir``; write the resolved config and a manifest into it, or find this stage's earlier try.
+
+        The returned run has ``is_finished`` (the stage was done before with the same config) or ``is_resumed`` (it
+        was begun with the same config); otherwise it is new. Keys in ``leave_out`` may differ.
+
+        Raises:
+            ConfigError: If ``output_dir`` is a file, holds something else, or holds a run with another config.
+            SafeSynthError: If another process works in it, or the disk refuses.
+        """
+        path = Path(output_dir).resolve()
+        hashed = config_hash(config, leave_out=leave_out)
+        earlier = _own_manifest(path, kind=kind, hashed=hashed)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(path, error) from error
+        run = cls(path=path, manifest=earlier or {}, _lock=_lock(path))
+        if not earlier:
+            run.manifest = _new_manifest(kind=kind, hashed=hashed, parents=parents)
+            write_text(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            write_json(path / MANIFEST, run.manifest)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, *, kind: Kind | None = None) -> "RunDirectory":
+        """Read a run directory.
+
+        Raises:
+            UserError: If there is none, or it is of another kind than asked for.
+        """
+        folder = Path(path).resolve()
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{path} is not a run directory (no {MANIFEST}); give the output_dir of a finished stage")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LedgerMismatch(f"{folder / MANIFEST} is not JSON; restore it or run the stage again") from error
+        if not isinstance(manifest, dict) or not {"kind", "status", "run_id"} <= manifest.keys():
+            raise UserError(f"{folder / MANIFEST} is not a manifest of ours; give the output_dir of a finished stage")
+        if kind is not None and manifest["kind"] != kind:
+            raise UserError(f"{path} is the output of '{manifest['kind']}', not of '{kind}'; give the right directory")
+        return cls(path=folder, manifest=manifest)
+
+    @property
+    def is_finished(self) -> bool:
+        """The stage ended as planned; nothing is left to do."""
+        return self.manifest["status"] == "finished"
+
+    @property
+    def is_resumed(self) -> bool:
+        """An earlier process began this stage and did not end it."""
+        return self.manifest["status"] == "interrupted"
+
+    @property
+    def state(self) -> Path:
+        """The folder for what may never be released (mode 0700), created on first use."""
+        make_private_directory(self.path / STATE)
+        return self.path / STATE
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved config this stage ran with."""
+        value = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        return dict(value)
+
+    def begin(self) -> None:
+        """Say on disk that the work has begun: from here on a process that finds this directory resumes it."""
+        self.update(status="interrupted")
+
+    def update(self, **facts: Any) -> None:
+        """Merge ``facts`` into the manifest on disk."""
+        self.manifest |= facts
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def finish(self, **facts: Any) -> None:
+        """Write the last facts, mark the stage as finished and let go of the lock."""
+        self.update(status="finished", finished=_now(), **facts)
+        if self._lock is not None:
+            self._lock.close()
+
+    def say(self, line: str) -> None:
+        """Write one line for people."""
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def parent_of(run: RunDirectory, *, kind: Kind) -> RunDirectory | None:
+    """Return the first ancestor of a kind: the run a sample was drawn from, say; None if it is not there any more."""
+    for parent in run.manifest.get("parents", []):
+        folder = Path(parent["path"])
+        folder = folder if folder.is_absolute() else run.path / folder
+        if not (folder / MANIFEST).is_file():
+            continue
+        found = RunDirectory.open(folder)
+        if found.manifest["run_id"] != parent["run_id"]:
+            continue
+        if found.manifest["kind"] == kind:
+            return found
+        if (above := parent_of(found, kind=kind)) is not None:
+            return above
+    return None
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the machine is: processor, cores, memory in GiB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "memory_gib": round(memory, 1)}
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout this package runs from, with ``-dirty`` if it was changed; None elsewhere."""
+    import subprocess
+
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _own_manifest(path: Path, *, kind: Kind, hashed: str) -> dict[str, Any] | None:
+    """Return the manifest of this very stage if ``path`` holds one; refuse whatever else it holds."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"output_dir={path} is a file; give a directory")
+    if not path.exists() or not any(p for p in path.iterdir() if p.name != ".lock"):
+        return None
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"output_dir={path} is not empty and holds no run; give a new or empty directory")
+    manifest = RunDirectory.open(path).manifest
+    if manifest["kind"] != kind:
+        raise ConfigError(f"output_dir={path} holds the output of '{manifest['kind']}'; give another directory")
+    if manifest.get("config_hash") != hashed:
+        raise ConfigError(
+            f"output_dir={path} holds a run with another config (see its {CONFIG}); give another directory"
+        )
+    return manifest
+
+
+def _new_manifest(*, kind: Kind, hashed: str, parents: Sequence[RunDirectory]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "status": "created",
+        "run_id": uuid.uuid4().hex,
+        "created": _now(),
+        "config_hash": hashed,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit(),
+        "versions": _versions(),
+        "hardware": hardware(),
+        "parents": [{"kind": p.manifest["kind"], "run_id": p.manifest["run_id"], "path": str(p.path)} for p in parents],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _lock(path: Path) -> Any:
+    """Hold an advisory lock for the life of the process; the system drops it when the process dies."""
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise SafeSynthError(f"output_dir={path} is in use by another process; wait for it or give another") from error
+    return handle
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,162 @@
+"""The sections of a training config that only training reads.
+
+Here: ``privacy`` (the promise), ``train`` (what is learnt), ``hardware`` (speed and memory, never the guarantee).
+Elsewhere: ``data`` (records.py), ``model`` and ``lora`` (models.py).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.models import LoraConfig, ModelConfig
+from safesynthdp.records import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """The promise. It has no default: give target_epsilon or noise_multiplier, or write ``mode: none``."""
+
+    mode: Literal["dp", "none"] = "dp"
+    """'none' trains the same way without clip and noise, and reports no guarantee."""
+    target_epsilon: float | None = None
+    """Epsilon of everything the run releases (weights and label histogram, composed jointly), in nats."""
+    noise_multiplier: float | None = None
+    """Noise standard deviation / per_sample_max_grad_norm; null = the smallest that meets target_epsilon. With both
+    given, training stops before the step that would pass target_epsilon."""
+    target_delta: float = 1e-5
+    """Delta of the same release; keep it well below 1 / number of records."""
+    per_sample_max_grad_norm: float = 1.0
+    """L2 bound on one record's gradient."""
+    unit: Literal["record", "user"] = "record"
+    """Who is protected: one record, or all records of one user (needs data.user_column)."""
+    adjacency: Literal["add_remove", "replace"] = "add_remove"
+    """Neighbouring data sets: one unit more or less, or one exchanged (accountant pld only)."""
+    accountant: Literal["pld", "prv", "rdp"] = "pld"
+    """How steps compose. With a label histogram the joint composition is by pld (or rdp, if chosen)."""
+    label_histogram_epsilon: float | None = 0.1
+    """Epsilon of the noisy label counts that sampling follows (discrete Laplace), composed with the rest; null = no
+    histogram: texts are spread uniformly over the labels, at no cost."""
+    num_records_is_public: bool = True
+    """False lists the number of records under not_covered: the sample rate is computed from it."""
+    unsafe_seed: int | None = None
+    """null = keys from OS entropy. A number makes the run reproducible and every later artifact is marked 'seeded: no
+    guarantee against whoever knows the seed'."""
+
+    def __post_init__(self) -> None:
+        """Refuse a promise that is not one."""
+        if self.mode == "none":
+            if self.target_epsilon is not None or self.noise_multiplier is not None:
+                raise ConfigError("privacy.mode=none makes no promise; remove target_epsilon and noise_multiplier")
+        elif self.target_epsilon is None and self.noise_multiplier is None:
+            raise ConfigError("privacy.target_epsilon is null; give it, or privacy.noise_multiplier, or mode: none")
+        for name in ("target_epsilon", "noise_multiplier", "per_sample_max_grad_norm", "label_histogram_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"privacy.{name}={value}: give a finite number above 0")
+        if not 0 < self.target_delta < 1:
+            raise ConfigError(f"privacy.target_delta={self.target_delta} is outside (0, 1); give, say, 1e-5")
+        if self.adjacency == "replace" and self.accountant != "pld":
+            raise ConfigError(f"privacy.accountant={self.accountant} knows only add_remove; use pld with replace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is learnt. ``seed`` reaches initialisation and dropout only, never the masks or the noise."""
+
+    expected_batch_size: int = 64
+    """Mean of the Poisson batch; the public divisor of every update."""
+    max_steps: int | None = None
+    """Optimizer steps; an empty draw counts too."""
+    num_train_epochs: float | None = None
+    """Instead of max_steps: round(epochs / sample rate) steps, fixed at the start."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """Decay after the warm-up, as in transformers."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decay."""
+    adam_beta1: float = 0.9
+    """AdamW's first decay rate."""
+    adam_beta2: float = 0.999
+    """AdamW's second decay rate."""
+    adam_epsilon: float = 1e-8
+    """AdamW's denominator guard."""
+    seed: int = 0
+    """Initialisation and dropout."""
+    logging_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+    save_steps: int = 10
+    """Steps between resumable states."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ConfigError("train.max_steps: give it or train.num_train_epochs, exactly one of the two")
+        for name in ("expected_batch_size", "max_steps", "logging_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name}={value}: give a whole number above 0")
+        for name in ("learning_rate", "num_train_epochs", "adam_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"train.{name}={value}: give a finite number above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} is outside [0, 1)")
+        if not 0 <= self.weight_decay < math.inf or self.warmup_steps < 0:
+            raise ConfigError("train.weight_decay and train.warmup_steps must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Speed and memory. Changing anything here never changes the guarantee."""
+
+    max_tokens_per_microbatch: int = 2048
+    """Rows x padded length of a physical batch; records are sorted by length first."""
+    physical_batch_size: int | None = None
+    """At most this many records in memory at once; null = max_tokens_per_microbatch decides alone."""
+    clipping_engine: Literal["auto", "hooks"] = "auto"
+    """How per-record gradients are found; 'auto' takes the fastest exact one (now: hooks, Opacus' own)."""
+    mixed_precision: Literal["no"] = "no"
+    """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes without a meaning."""
+        if self.max_tokens_per_microbatch < 1:
+            raise ConfigError(
+                f"hardware.max_tokens_per_microbatch={self.max_tokens_per_microbatch}: give a whole number above 0"
+            )
+        if self.physical_batch_size is not None and self.physical_batch_size < 1:
+            raise ConfigError(f"hardware.physical_batch_size={self.physical_batch_size}: give a whole number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a language model on labelled private text with DP-SGD, and write down what it cost."""
+
+    output_dir: str
+    """Where everything of this run goes; the same command resumes it."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The private records."""
+    privacy: PrivacyConfig
+    """The promise."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
+    train: TrainConfig
+    """What is learnt."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    """Speed and memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse sections that contradict one another."""
+        if not self.output_dir:
+            raise ConfigError("output_dir is empty; give a directory")
+        if self.privacy.unit == "user" and self.data.user_column is None:
+            raise ConfigError("privacy.unit=user needs data.user_column, the column that names the user")

@@ -1,0 +1,150 @@
+"""From records to token ids, and from token ids to micro-batches.
+
+Here: encoding one record alone, sorting by length and cutting by a token budget. Elsewhere: which records a step
+takes (privacy/mechanisms.py). Shapes: B rows, T padded length.
+
+Guarantee:
+    Everything here is record-local: what a record becomes depends on that record, the public template and the public
+    tokenizer. Nothing is packed: no row holds two records.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.models import PromptTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One record as token ids: the label's prompt, the text, the end-of-text token."""
+
+    input_ids: tuple[int, ...]
+    """Prompt, text and end of text; a truncated text has no end."""
+    num_prompt_tokens: int
+    """The first of them carry no loss; at least 1."""
+    is_truncated: bool
+    """The text was longer than data.max_length allows."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A padded micro-batch; rows never interact, padding stands on the right."""
+
+    input_ids_BT: Tensor
+    """[B, T] int64."""
+    position_ids_BT: Tensor
+    """[B, T] int64, explicit in every row, so that no layer shares a row of positions."""
+    target_mask_BT: Tensor
+    """[B, T] bool: position t is predicted (from t - 1) and counts in the loss. Column 0 is always False."""
+    first_target: int
+    """The smallest t that is True in any row: no logits are needed before t - 1."""
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.input_ids_BT.shape[0]
+
+
+def encode(
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: PromptTemplate,
+    max_length: int,
+) -> list[Example]:
+    """Return one example a record, in order.
+
+    The text is encoded apart from the prompt, so the prompt of a label is the same tokens in training and sampling.
+    The words of a special token inside a text are read as ordinary characters.
+
+    Raises:
+        ConfigError: If a prompt leaves no room for text within ``max_length``.
+    """
+    prompts = {label: prompt_ids(label, tokenizer=tokenizer, template=template) for label in sorted(set(labels))}
+    longest = max((len(ids) for ids in prompts.values()), default=0)
+    if longest + 2 > max_length:
+        raise ConfigError(f"data.max_length={max_length} leaves no room after a prompt of {longest} tokens; raise it")
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False
+    )["input_ids"]
+    end = int(tokenizer.eos_token_id)
+    return [
+        _example(prompts[label], ids, end=end, max_length=max_length)
+        for label, ids in zip(labels, encoded, strict=True)
+    ]
+
+
+def prompt_ids(label: str, *, tokenizer: "PreTrainedTokenizerBase", template: PromptTemplate) -> tuple[int, ...]:
+    """Return the tokens of a label's prompt, with the start-of-text token where the tokenizer adds one; never none."""
+    ids = tuple(tokenizer(template.prompt(label), add_special_tokens=False)["input_ids"])
+    start = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
+    ids = ids if start is None else (int(start), *ids)
+    if not ids:
+        raise ConfigError("data.prompt_template encodes to no token; give it at least one word")
+    return ids
+
+
+def pack(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+    """Return positions into ``lengths``, sorted by length and cut so that rows x longest <= ``max_tokens``.
+
+    A single record longer than the budget gets a batch of its own. The sum of clipped gradients does not depend on
+    the cut, so neither does the guarantee.
+    """
+    batches = list[list[int]]()
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        last = batches[-1] if batches else []
+        fits = last and (len(last) + 1) * lengths[index] <= max_tokens and (max_rows is None or len(last) < max_rows)
+        if fits:
+            last.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(examples: Sequence[Example], *, pad_token_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Pad on the right; the mask is by length, never by token id, so a pad id inside a text is text."""
+    width = max(len(example) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(examples), width), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example)] = torch.tensor(example.input_ids)
+        mask[row, example.num_prompt_tokens : len(example)] = True
+    positions = torch.arange(width).repeat(len(examples), 1)
+    return Batch(
+        input_ids_BT=input_ids.to(device),
+        position_ids_BT=positions.to(device),
+        target_mask_BT=mask.to(device),
+        first_target=min(example.num_prompt_tokens for example in examples),
+    )
+
+
+def micro_batches(
+    examples: Sequence[Example],
+    *,
+    max_tokens: int,
+    max_rows: int | None,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield (positions into ``examples``, padded batch), shortest first; nothing for an empty draw."""
+    for chosen in pack([len(example) for example in examples], max_tokens=max_tokens, max_rows=max_rows):
+        yield chosen, collate([examples[i] for i in chosen], pad_token_id=pad_token_id, device=device)
+
+
+def _example(prompt: tuple[int, ...], text: Sequence[int], *, end: int, max_length: int) -> Example:
+    whole = (*prompt, *text, end)
+    return Example(input_ids=whole[:max_length], num_prompt_tokens=len(prompt), is_truncated=len(whole) > max_length)

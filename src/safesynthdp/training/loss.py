@@ -1,0 +1,48 @@
+"""A loss that cannot couple records: one number a row, from that row's own targets.
+
+Here: per-token log-probabilities and the per-record loss. Elsewhere: gradients (clipping.py), scores over many
+records (scoring.py). Shapes: B rows, T padded length, V vocabulary.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from safesynthdp.training.examples import Batch
+
+
+def target_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return log p(token t | tokens before t), [B, T] float32; 0 where ``target_mask_BT`` is False.
+
+    A float64 model gives float64.
+
+    Rows do not interact: attention is causal and padding stands on the right, so no token of a row sees padding, and
+    no mask is needed. Logits before the first target of the batch are not computed where the model allows it.
+    """
+    kept = batch.input_ids_BT.shape[1] - batch.first_target + 1
+    extra = {"logits_to_keep": kept} if _accepts(model, "logits_to_keep") else {}
+    positions = {"position_ids": batch.position_ids_BT} if _accepts(model, "position_ids") else {}
+    logits_BKV = model(input_ids=batch.input_ids_BT, use_cache=False, **positions, **extra).logits
+    logits_BKV = logits_BKV[:, -kept:-1]
+    logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
+    targets_BK = batch.input_ids_BT[:, -kept + 1 :]
+    picked_BK = -nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
+    picked_BK = torch.where(batch.target_mask_BT[:, -kept + 1 :], picked_BK, 0.0)
+    return nn.functional.pad(picked_BK, (batch.first_target, 0))
+
+
+def record_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return -sum_t log p_t / (number of own targets), [B] float32, in nats per token.
+
+    Guarantee:
+        Entry i depends on row i alone. A mean over the tokens *of the batch* would let one added record move the
+        gradient of all others; ``model(labels=...)`` takes that mean and is never called.
+    """
+    own_targets_B = batch.target_mask_BT.sum(dim=1).clamp(min=1)
+    return -target_log_probs(model, batch).sum(dim=1) / own_targets_B
+
+
+def _accepts(model: nn.Module, argument: str) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(inner.forward).parameters

@@ -1,0 +1,134 @@
+"""What a run will spend, settled before the first private record is drawn.
+
+Here: from the promise in the config to mechanisms, steps and the list of what is not covered. Elsewhere: the
+mechanisms themselves and their prices (privacy/).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.privacy.budget import Budget
+from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.records import Records
+from safesynthdp.training.config import FinetuneConfig, PrivacyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """The accesses a run will make, and their number."""
+
+    sampler: DPSGDMechanism
+    """Draws the batches; for ``privacy.mode: none`` its noise is not used and nothing is priced."""
+    is_private: bool
+    """False for ``privacy.mode: none``."""
+    histogram: LabelHistogramMechanism | None
+    """The noisy label counts; None = labels are uniform, or no guarantee is claimed."""
+    not_covered: tuple[str, ...]
+    """Sentences for the ledger."""
+
+    @property
+    def mechanism(self) -> DPSGDMechanism | None:
+        """The sampled Gaussian mechanism that is run and priced; None if no guarantee is claimed."""
+        return self.sampler if self.is_private else None
+
+    @property
+    def steps(self) -> int:
+        """Steps that will be charged."""
+        return self.sampler.steps
+
+    @property
+    def num_units(self) -> int:
+        """Records, or users."""
+        return self.sampler.num_records
+
+    def draw(self, *, step: int, keys: StepKeys) -> NDArray[np.intp]:
+        """Return the units of one global Poisson draw, by the very mechanism that is priced."""
+        return self.sampler.draw_batch(step=step, keys=keys)
+
+
+def make_plan(
+    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float | None
+) -> PrivacyPlan:
+    """Return the plan of a run.
+
+    Args:
+        config: The resolved config.
+        records: The training side; only its size and its public facts are used.
+        num_units: Records or users.
+        noise_multiplier: Known from the ledger of a run that goes on; None = from the config, or searched.
+
+    Raises:
+        ConfigError: If the batch is larger than the data, or no noise meets the target.
+        BudgetExhausted: If not even one step fits.
+    """
+    batch, privacy = config.train.expected_batch_size, config.privacy
+    if batch > num_units:
+        raise ConfigError(
+            f"train.expected_batch_size={batch} is above the {num_units} {privacy.unit}s to train on; lower it"
+        )
+    steps = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
+    sampler = DPSGDMechanism(
+        num_records=num_units,
+        expected_batch_size=batch,
+        noise_multiplier=noise_multiplier or privacy.noise_multiplier or 1.0,
+        steps=steps,
+        per_sample_max_grad_norm=privacy.per_sample_max_grad_norm,
+        accountant=privacy.accountant,
+        adjacency=privacy.adjacency,
+    )
+    is_private = privacy.mode == "dp"
+    histogram = _histogram(privacy) if is_private else None
+    if is_private:
+        is_noise_known = noise_multiplier is not None or privacy.noise_multiplier is not None
+        sampler = _within_budget(sampler, histogram, privacy, is_noise_known=is_noise_known)
+    not_covered = _not_covered(privacy, records)
+    return PrivacyPlan(sampler=sampler, is_private=is_private, histogram=histogram, not_covered=not_covered)
+
+
+def _within_budget(
+    sampler: DPSGDMechanism,
+    histogram: LabelHistogramMechanism | None,
+    privacy: PrivacyConfig,
+    *,
+    is_noise_known: bool,
+) -> DPSGDMechanism:
+    """Return the mechanism with the noise, or with fewer steps, that keep everything within the target."""
+    others = [histogram] if histogram is not None else []
+    budget = Budget(target_epsilon=privacy.target_epsilon, delta=privacy.target_delta)
+    if not is_noise_known:
+        found = budget.find_noise_multiplier(
+            num_records=sampler.num_records,
+            expected_batch_size=sampler.expected_batch_size,
+            steps=sampler.steps,
+            per_sample_max_grad_norm=sampler.per_sample_max_grad_norm,
+            accountant=sampler.accountant,
+            adjacency=sampler.adjacency,
+            others=others,
+        )
+        sampler = dataclasses.replace(sampler, noise_multiplier=found)
+    return sampler.with_steps(budget.affordable_steps(sampler, others))
+
+
+def _histogram(privacy: PrivacyConfig) -> LabelHistogramMechanism | None:
+    if privacy.label_histogram_epsilon is None:
+        return None
+    return LabelHistogramMechanism.from_epsilon(privacy.label_histogram_epsilon, adjacency=privacy.adjacency)
+
+
+def _not_covered(privacy: PrivacyConfig, records: Records) -> tuple[str, ...]:
+    lines = [
+        "hyper-parameters: earlier trials on these records, if there were any, are not counted",
+        "metrics.jsonl and everything evaluation or attacks compute from private records",
+        "the base model's own pre-training data",
+        "floating-point attacks on the noise",
+    ]
+    if not privacy.num_records_is_public:
+        lines.append("the number of records: the sample rate and the noise are computed from it")
+    if privacy.unsafe_seed is not None:
+        lines.append("seeded: no guarantee against whoever knows the seed")
+    return (*lines, *records.not_covered)

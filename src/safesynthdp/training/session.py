@@ -1,0 +1,214 @@
+"""One process's work on one run: load, check, estimate, train, release.
+
+Here: what needs torch. Elsewhere: the plan made before (command.py) and the loop itself (loop.py).
+"""
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from safesynthdp.config import to_mapping
+from safesynthdp.errors import ConfigError
+from safesynthdp.models import (
+    DEFAULT_TEMPLATE,
+    PromptTemplate,
+    load_base_model,
+    load_tokenizer,
+    make_trainable,
+    quiet,
+    wants_lora,
+)
+from safesynthdp.privacy.ledger import Release
+from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.progress import duration
+from safesynthdp.records import Records
+from safesynthdp.runs import RunDirectory
+from safesynthdp.training.checkpoint import write_checkpoint
+from safesynthdp.training.clipping import ClippingEngine, HooksEngine, PlainEngine, trainable_parameters
+from safesynthdp.training.config import FinetuneConfig
+from safesynthdp.training.examples import Example, encode
+from safesynthdp.training.histogram import LABELS, settle_labels
+from safesynthdp.training.loop import Job, train
+from safesynthdp.training.plan import PrivacyPlan
+from safesynthdp.training.selfcheck import check_engine, seconds_per_token
+from safesynthdp.training.spending import Spending
+from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
+from safesynthdp.training.units import Units
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def run_session(
+    config: FinetuneConfig, run: RunDirectory, records: Records, *, units: Units, plan: PrivacyPlan, spending: Spending
+) -> None:
+    """Train the planned steps in ``run`` and write the release and its price."""
+    began = time.monotonic()
+    quiet()
+    device = one_device()
+    tokenizer = load_tokenizer(config.model)
+    template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
+    examples = encode(
+        records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
+    )
+    truncated = sum(example.is_truncated for example in examples)
+    if truncated:
+        run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
+    model, engine = _model_and_engine(config, device=device, dp=plan.mechanism is not None)
+    pad_token_id = int(tokenizer.pad_token_id or 0)
+    checked = "gradients are not clipped"
+    if plan.mechanism is not None:
+        check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
+        checked = "clipped sums agree with single records"
+    parameters = sum(p.numel() for p in trainable_parameters(model).values())
+    run.say(f"engine {engine.name}: {checked}; {parameters:,} trainable parameters")
+    _say_estimate(config, run, model, engine, examples, steps=plan.steps - spending.steps, pad_token_id=pad_token_id)
+    run.update(engine=engine.name, num_trainable=parameters, num_truncated=truncated, device=str(device))
+    run.begin()
+    keys = _keys(config, run)
+    settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+    job = Job(
+        config=config,
+        plan=plan,
+        run=run,
+        model=model,
+        engine=engine,
+        examples=examples,
+        units=units,
+        keys=keys,
+        spending=spending,
+        pad_token_id=pad_token_id,
+        signal=_signal(config, records, engine=engine, device=device),
+    )
+    steps = train(job)
+    engine.close()
+    release = _release(config, run, model, tokenizer, spending=spending)
+    run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
+    run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+
+
+def one_device() -> torch.device:
+    """Return the device accelerate gives this process.
+
+    Raises:
+        ConfigError: If several processes were launched, which this version does not train on.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    if accelerator.num_processes != 1:
+        raise ConfigError(
+            f"num_processes={accelerator.num_processes}: training runs on one process; launch with --num_processes 1"
+        )
+    return torch.device(accelerator.device)
+
+
+def _model_and_engine(config: FinetuneConfig, *, device: torch.device, dp: bool) -> tuple[nn.Module, ClippingEngine]:
+    base = load_base_model(config.model, seed=config.train.seed).to(device)
+    if config.hardware.gradient_checkpointing:
+        # Opacus' hooks need the reentrant form, which needs an input that requires a gradient.
+        base.gradient_checkpointing_enable({"use_reentrant": True})
+        base.enable_input_require_grads()
+    use_lora = wants_lora(config.model, config.lora)
+    model = make_trainable(base, config.lora, seed=config.train.seed, use_lora=use_lora)
+    model.train()
+    return model, HooksEngine(model) if dp else PlainEngine(model)
+
+
+def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
+    """Return the run's keys: from disk if it goes on, otherwise new ones, on disk before they are used."""
+    if (run.state / KEYS).is_file() or (run.path / LABELS).is_file():
+        return load_keys(run.state)
+    seed = config.privacy.unsafe_seed
+    keys = StepKeys.fresh() if seed is None else StepKeys.from_unsafe_seed(seed)
+    save_keys(run.state, keys)
+    return keys
+
+
+def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, device: torch.device) -> str:
+    """Hash all that shapes the sum of a step, so that a replay is known to be the same release."""
+    values = to_mapping(config)
+    values.pop("output_dir")
+    facts = {
+        "config": values,
+        "data": records.fingerprint,
+        "engine": engine.name,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _say_estimate(
+    config: FinetuneConfig,
+    run: RunDirectory,
+    model: nn.Module,
+    engine: ClippingEngine,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    pad_token_id: int,
+) -> None:
+    """Time one made-up micro-batch and say how long the planned steps will take."""
+    length = max(8, round(statistics.fmean(len(example) for example in examples)))
+    rows = max(1, min(32, config.train.expected_batch_size, config.hardware.max_tokens_per_microbatch // length))
+    pace = seconds_per_token(
+        model, engine, rows=rows, length=length, vocab_size=_vocab_size(model), pad_token_id=pad_token_id
+    )
+    seconds = pace * length * config.train.expected_batch_size * max(steps, 0)
+    run.say(f"about {duration(seconds)} for {steps} steps of {config.train.expected_batch_size} records on average")
+
+
+def _vocab_size(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def _release(
+    config: FinetuneConfig,
+    run: RunDirectory,
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    spending: Spending,
+) -> Release:
+    """Price first, then write what was priced, then drop what only an unfinished run needs."""
+    release = spending.close()
+    write_checkpoint(
+        run.path,
+        model=model,
+        tokenizer=tokenizer,
+        config=config.model,
+        guarantee=_guarantee(release, config),
+        use_lora=wants_lora(config.model, config.lora),
+    )
+    drop_state(run.state)
+    return release
+
+
+def _guarantee(release: Release, config: FinetuneConfig) -> str:
+    if release.epsilon is None:
+        return "No formal guarantee: trained without clip and noise."
+    seeded = " Seeded: no guarantee against whoever knows the seed." if config.privacy.unsafe_seed is not None else ""
+    return (
+        f"({_up(release.epsilon)}, {release.delta:g})-differential privacy per {config.privacy.unit}, "
+        f"{config.privacy.adjacency} adjacency.{seeded}"
+    )
+
+
+def _sentence(release: Release, plan: PrivacyPlan, config: FinetuneConfig) -> str:
+    if release.epsilon is None:
+        return "no formal guarantee"
+    spent = f"spent epsilon={_up(release.epsilon)} at delta={release.delta:g} per {config.privacy.unit}"
+    return f"{spent} in {plan.steps} steps"
+
+
+def _up(epsilon: float) -> str:
+    """Round up for people: never print less than was spent."""
+    return f"{math.ceil(epsilon * 1e4 - 1e-9) / 1e4:.4f}"

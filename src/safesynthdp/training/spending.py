@@ -1,0 +1,126 @@
+"""The ledger of a run while it runs: what may have been seen is on disk before it is computed.
+
+Here: opening, charging and closing the entries of one training run. Elsewhere: the ledger's format and arithmetic
+(privacy/ledger.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safesynthdp.errors import LedgerMismatch
+from safesynthdp.privacy.ledger import Entry, Ledger, Release, release_epsilon
+from safesynthdp.training.config import PrivacyConfig
+from safesynthdp.training.plan import PrivacyPlan
+
+TRAINING = "dpsgd"
+HISTOGRAM = "label_histogram"
+
+
+@dataclass(kw_only=True)
+class Spending:
+    """The ledger file of a run, rewritten whole at every step."""
+
+    path: Path
+    ledger: Ledger
+    plan: PrivacyPlan
+    delta: float
+
+    @classmethod
+    def open(
+        cls, path: Path, *, plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], seeded: bool
+    ) -> "Spending":
+        """Read the ledger of a run that goes on, or begin one; nothing is spent yet.
+
+        Raises:
+            LedgerMismatch: If the ledger on disk was written for other records or another mechanism; the message
+                names the field.
+        """
+        begun = _begin(plan, privacy, data, seeded=seeded)
+        if path.is_file():
+            found = Ledger.read(path)
+            _refuse_drift(found, begun)
+            begun = found
+        return cls(path=path, ledger=begun, plan=plan, delta=privacy.target_delta)
+
+    @property
+    def steps(self) -> int:
+        """Steps that may have been observed so far."""
+        return _steps(self.ledger.entry(TRAINING))
+
+    def charge(self, steps: int) -> None:
+        """Count ``steps`` on disk before the last of them is drawn; a replayed step is already counted."""
+        if steps <= self.steps:
+            return
+        entry = self.ledger.entry(TRAINING)
+        self.ledger = self.ledger.replace_entry(entry.with_mechanism(entry.mechanism | {"steps": steps}))
+        self.ledger.write(self.path)
+
+    def charge_histogram(self) -> None:
+        """Count the label histogram on disk before it is drawn."""
+        if self.plan.histogram is None or self.ledger.has(HISTOGRAM):
+            return
+        training = self.ledger.entry(TRAINING)
+        entry = Entry(
+            id=HISTOGRAM,
+            kind="label_histogram",
+            mechanism=self.plan.histogram.to_entry(),
+            data=training.data,
+            randomness=training.randomness,
+            parents=(),
+        )
+        self.ledger = self.ledger.with_entry(entry)
+        self.ledger.write(self.path)
+
+    def close(self) -> Release:
+        """Write what the run releases, composed over everything it spent, and return the release of the weights."""
+        entries = tuple(entry.id for entry in self.ledger.entries)
+        epsilon, accountant = release_epsilon(self.ledger, entries, delta=self.delta)
+        artifacts = ["weights", *(["label_histogram"] if self.plan.histogram is not None else [])]
+        for artifact in artifacts:
+            release = Release(
+                artifact=artifact,
+                epsilon=epsilon,
+                delta=self.delta,
+                rule="compose",
+                entries=entries,
+                accountant=accountant,
+                not_covered=self.plan.not_covered,
+            )
+            self.ledger = self.ledger.with_release(release)
+        self.ledger.write(self.path)
+        return next(release for release in self.ledger.releases if release.artifact == "weights")
+
+
+def _begin(plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], *, seeded: bool) -> Ledger:
+    dp = plan.mechanism is not None
+    entry = Entry(
+        id=TRAINING,
+        kind="dpsgd" if dp else "none",
+        mechanism=(plan.mechanism.to_entry() if plan.mechanism else {}) | {"steps": 0},
+        data=dict(data),
+        randomness={"source": "unsafe_seed" if seeded else "os_entropy", "seeded": seeded},
+        parents=(),
+    )
+    return Ledger(unit=privacy.unit, adjacency=privacy.adjacency, entries=(entry,), releases=())
+
+
+def _refuse_drift(found: Ledger, wanted: Ledger) -> None:
+    """Refuse to go on under another promise than the one the ledger was begun with."""
+    old, new = found.entry(TRAINING), wanted.entry(TRAINING)
+    pairs = [
+        ("unit", found.unit, wanted.unit),
+        ("adjacency", found.adjacency, wanted.adjacency),
+        ("kind", old.kind, new.kind),
+        *((key, old.mechanism.get(key), value) for key, value in new.mechanism.items() if key != "steps"),
+        *((key, old.data.get(key), value) for key, value in new.data.items()),
+        *((key, old.randomness.get(key), value) for key, value in new.randomness.items()),
+    ]
+    for key, then, now in pairs:
+        if then != now:
+            raise LedgerMismatch(f"resume: {key} is {now}, the ledger says {then}; restore it or change output_dir")
+
+
+def _steps(entry: Entry) -> int:
+    return int(entry.mechanism["steps"])

@@ -1,0 +1,85 @@
+"""A finished finetune run without a model, and scorers that stand in for one."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from safesynthdp.config import to_mapping
+from safesynthdp.privacy.ledger import Entry, Ledger, Release
+from safesynthdp.records import DataConfig, Records, Split, load_split
+from safesynthdp.runs import LEDGER, RunDirectory
+
+WORDS = np.asarray([f"word{i}" for i in range(200)])
+Scorer = Callable[[Records], list[NDArray[np.float64]]]
+MakeScorer = Callable[..., Scorer]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    """240 texts of random words with two labels, half of them held out."""
+    rng = np.random.default_rng(0)
+    lines = [f"{' '.join(rng.choice(WORDS, size=10))},{'good' if i % 2 else 'bad'}" for i in range(240)]
+    (tmp_path / "private.csv").write_text("\n".join(["text,label", *lines, ""]), encoding="utf-8")
+    return DataConfig(train_file=str(tmp_path / "private.csv"), labels=["good", "bad"], holdout_percent=50)
+
+
+@pytest.fixture
+def split(data: DataConfig) -> Split:
+    return load_split(data)
+
+
+@pytest.fixture
+def finished_run(data: DataConfig, split: Split, tmp_path: Path) -> RunDirectory:
+    """What ``finetune`` leaves behind, as far as an attack reads it: epsilon 3 at 1e-5, two epochs."""
+    values = {"data": to_mapping(data), "train": {"expected_batch_size": 12}}
+    run = RunDirectory.create(tmp_path / "run", kind="finetune", config=values)
+    size = len(split.train)
+    described = {"fingerprint": split.train.fingerprint, "num_records": size, "num_units": size}
+    entry = Entry(
+        id="dpsgd",
+        kind="dpsgd",
+        mechanism={
+            "name": "poisson_gaussian",
+            "sample_rate": 12 / size,
+            "noise_multiplier": 1.0,
+            "steps": size // 6,
+            "per_sample_max_grad_norm": 1.0,
+        },
+        data=described | {"num_records_is_public": True},
+        randomness={"source": "os_entropy", "seeded": False},
+        parents=(),
+    )
+    release = Release(
+        artifact="weights",
+        epsilon=3.0,
+        delta=1e-5,
+        rule="compose",
+        entries=("dpsgd",),
+        accountant={"name": "pld", "version": "0"},
+        not_covered=(),
+    )
+    Ledger(unit="record", adjacency="add_remove", entries=(entry,), releases=(release,)).write(run.path / LEDGER)
+    run.update(data=described)
+    run.finish()
+    return run
+
+
+@pytest.fixture
+def make_scorer() -> MakeScorer:
+    """Return a factory of scorers: noise of the record alone, plus a bonus for the record ids it memorised."""
+
+    def make(*, seed: int, memorised: Collection[str] = (), bonus: float = 3.0) -> Scorer:
+        def score(records: Records) -> list[NDArray[np.float64]]:
+            found = []
+            for record_id, text in zip(records.record_ids, records.texts, strict=True):
+                rng = np.random.default_rng([seed, int(record_id[:8], 16)])
+                noise = rng.normal(-4, 0.5, size=len(text.split()) + 1)
+                found.append(noise + bonus * (record_id in memorised))
+            return found
+
+        return score
+
+    return make

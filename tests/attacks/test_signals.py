@@ -1,0 +1,63 @@
+"""Signals: their formulas, their precision and what they refuse."""
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from safesynthdp.attacks.signals import ATTACKS, attack_scores, mean_log_probs, zlib_lengths
+from safesynthdp.errors import SafeSynthError
+
+TARGET = [np.array([-1.0, -2.0, -3.0]), np.array([-0.5])]
+BASE = [np.array([-2.0, -2.0, -5.0]), np.array([-0.25])]
+TEXTS = ["three tokens here", "one"]
+
+
+def test_each_signal_is_its_formula() -> None:
+    scores = attack_scores(target=TARGET, base=BASE, texts=TEXTS, record_ids=["a", "b"])
+    sizes = [len(zlib.compress(text.encode(), 6)) for text in TEXTS]
+    assert tuple(scores) == ATTACKS
+    assert scores["loss"].tolist() == [-2.0, -0.5]
+    assert scores["ref"].tolist() == [1.0, -0.25]
+    assert scores["zlib"].tolist() == [-2.0 / sizes[0], -0.5 / sizes[1]]
+
+
+def test_a_likelier_record_scores_higher_under_every_signal() -> None:
+    surer = [tokens + 0.25 for tokens in TARGET]
+    before = attack_scores(target=TARGET, base=BASE, texts=TEXTS, record_ids=["a", "b"])
+    after = attack_scores(target=surer, base=BASE, texts=TEXTS, record_ids=["a", "b"])
+    assert all((after[attack] > before[attack]).all() for attack in ATTACKS)
+
+
+def test_digits_survive_log_probabilities_near_minus_a_thousand() -> None:
+    """float32 would lose the difference, and exp(lp) would be zero."""
+    tokens = np.full(1000, -1.0)
+    nudged = tokens.copy()
+    nudged[0] += 1e-7
+    first, second = mean_log_probs([tokens, nudged], record_ids=["a", "b"], model="m")
+    assert (second - first) * 1000 == pytest.approx(1e-7, rel=1e-3)
+
+
+@pytest.mark.parametrize("broken", [np.array([math.nan, -1.0]), np.array([-math.inf]), np.array([])])
+def test_a_record_without_a_finite_signal_is_an_error_that_names_it(broken: NDArray[np.float64]) -> None:
+    with pytest.raises(SafeSynthError, match=r"the trained model .* 1 of 2 records \(b\)") as caught:
+        attack_scores(target=[TARGET[0], broken], base=BASE, texts=TEXTS, record_ids=["a", "b"])
+    assert "tokens here" not in str(caught.value)
+    with pytest.raises(SafeSynthError, match=r"the untuned model .* 1 of 2 records \(a\)"):
+        attack_scores(target=TARGET, base=[broken, BASE[1]], texts=TEXTS, record_ids=["a", "b"])
+
+
+def test_many_broken_records_are_counted_and_the_first_ones_named() -> None:
+    with pytest.raises(SafeSynthError, match=r"30 of 30 records \(r0, .*r9 and 20 more\)"):
+        mean_log_probs([np.array([math.nan])] * 30, record_ids=[f"r{i}" for i in range(30)], model="m")
+
+
+def test_two_models_must_have_scored_the_same_tokens() -> None:
+    with pytest.raises(SafeSynthError, match="different tokens"):
+        attack_scores(target=TARGET, base=BASE[::-1], texts=TEXTS, record_ids=["a", "b"])
+
+
+def test_the_compressed_length_is_in_bytes_of_utf8() -> None:
+    assert zlib_lengths(["\u00e4" * 3]).tolist() == [len(zlib.compress(b"\xc3\xa4" * 3, 6))]

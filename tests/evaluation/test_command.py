@@ -1,0 +1,347 @@
+"""``safesynthdp evaluate`` from the command line to metrics.json."""
+
+import json
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from safesynthdp.cli import run
+from safesynthdp.evaluation.command import EvaluateConfig, main
+from safesynthdp.records import DataConfig, load_split
+from safesynthdp.runs import RunDirectory
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def files(make_pairs: Make, write_csv: Make, tmp_path: Path) -> dict[str, str]:
+    """Three files and an output directory, as flags."""
+    return {
+        "--real": str(write_csv("real.csv", make_pairs(160, seed=1))),
+        "--synthetic": str(write_csv("synthetic.csv", make_pairs(80, seed=2))),
+        "--holdout": str(write_csv("holdout.csv", make_pairs(80, seed=3))),
+        "--output_dir": str(tmp_path / "out"),
+    }
+
+
+def words(flags: dict[str, str], *more: str) -> list[str]:
+    """The flags as a command line."""
+    return [word for pair in flags.items() for word in pair] + list(more)
+
+
+def metrics(flags: dict[str, str]) -> dict[str, Any]:
+    """The content of metrics.json."""
+    content = json.loads((Path(flags["--output_dir"]) / "metrics.json").read_text(), parse_constant=_refuse)
+    assert isinstance(content, dict)
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} stands in metrics.json")
+
+
+def write_parquet(path: Path, texts: Sequence[str | None], labels: Sequence[Any]) -> str:
+    """A parquet file with the columns text and label."""
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "label": labels}), path)
+    return str(path)
+
+
+def refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused with exit code 2 and one line; return the line."""
+    assert run(main, argv) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert captured.out == ""
+    assert lines[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in lines)
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    return lines[-1]
+
+
+def test_three_files_give_metrics_and_a_table(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(words(files))
+    shown, content = capsys.readouterr(), metrics(files)
+    assert list(content) == ["version", "inputs", "settings", "warnings", "metrics"]
+    assert content["version"] == 1
+    assert content["inputs"]["real"]["file"] == "real.csv"
+    assert content["inputs"]["real"]["n"] == content["inputs"]["real"]["n_used"] == 160
+    assert content["inputs"]["holdout"]["labels"] == ["bad", "good"]
+    assert {row["group"] for row in content["metrics"]} == {"utility", "label_fidelity", "validity", "memorisation"}
+    assert len({tuple(row) for row in content["metrics"]}) == 1  # every row has the same keys
+    assert "warning: baseline" in shown.out.splitlines()[0]
+    assert shown.out.index("Utility") < shown.out.index("Memorisation")
+    assert "load:" in shown.err
+    done = RunDirectory.open(files["--output_dir"], kind="evaluate")
+    assert done.is_finished
+    assert done.manifest["headline"]["accuracy"]["value"] > 0.7
+    assert set(done.manifest["timings"]) == {"load", "utility", "validity", "memorisation"}
+
+
+def test_metrics_are_for_the_owner_alone(files: dict[str, str]) -> None:
+    main(words(files, "--downstream", "nb"))
+    assert stat.S_IMODE((Path(files["--output_dir"]) / "metrics.json").stat().st_mode) == 0o600
+
+
+def test_json_prints_metrics_json_and_nothing_else(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--json", *words(files, "--downstream", "nb")])
+    assert json.loads(capsys.readouterr().out) == metrics(files)
+
+
+def test_nothing_private_is_publishable_and_a_public_holdout_changes_that(files: dict[str, str]) -> None:
+    main(words(files, "--downstream", "nb"))
+    for row in metrics(files)["metrics"]:
+        assert row["publishable"] == (row["reads"] == ["synthetic"])
+    files["--output_dir"] += "_public"
+    main(words(files, "--downstream", "nb", "--holdout_is_public"))
+    for row in metrics(files)["metrics"]:
+        assert row["publishable"] == ("real" not in row["reads"])
+        assert not (row["publishable"] and row["ceiling"])
+
+
+def test_the_same_command_again_does_nothing(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(words(files, "--downstream", "nb"))
+    path = Path(files["--output_dir"]) / "metrics.json"
+    before = path.stat().st_mtime_ns
+    capsys.readouterr()
+    main(words(files, "--downstream", "nb"))
+    assert "finished already" in capsys.readouterr().err
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_same_numbers_come_out_whatever_the_order_of_the_files(
+    files: dict[str, str], make_pairs: Make, write_csv: Make
+) -> None:
+    main(words(files, "--downstream", "nb"))
+    first = metrics(files)
+    files |= {
+        "--synthetic": str(write_csv("synthetic_2.csv", make_pairs(80, seed=2)[::-1])),
+        "--output_dir": files["--output_dir"] + "_2",
+    }
+    main(words(files, "--downstream", "nb"))
+    assert metrics(files)["metrics"] == first["metrics"]
+
+
+def test_other_records_under_the_same_name_are_refused(
+    files: dict[str, str], make_pairs: Make, write_csv: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words(files, "--downstream", "nb"))
+    capsys.readouterr()
+    write_csv("synthetic.csv", make_pairs(80, seed=77))
+    assert "synthetic changed" in refusal(words(files, "--downstream", "nb"), capsys)
+
+
+def test_a_foreign_directory_is_refused_and_untouched(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(files["--output_dir"])
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    assert "not empty" in refusal(words(files), capsys)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_wrong_column_leaves_no_directory_behind(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(words(files, "--text_column", "review"), capsys)
+    assert "real" in line
+    assert "review" in line
+    assert not Path(files["--output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "expected"),
+    [
+        ("--synthetic", "text,label\n", "no records"),
+        ("--synthetic", "", "is empty"),
+        ("--synthetic", 'text,label\n" ",good\n', "holds text"),
+        ("--synthetic", "text,other\na b,good\n", "no column 'label'"),
+        ("--holdout", "text,other\na b,good\n", "no column 'label'"),
+        ("--holdout", "text,label\na b,\n", "label"),
+        ("--real", "text,label\n,good\n", "text"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, content: str, expected: str
+) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text(content)
+    line = refusal(words(files | {flag: str(bad)}), capsys)
+    assert line.startswith(f"error: {flag.lstrip('-')}: ")
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--downstream", "gru"), "downstream"),
+        (("--seeds", "0"), "seeds"),
+        (("--seedz", "3"), "seedz"),
+        (("--holdout", "/nowhere.csv"), "no such file"),
+        (("--real", "."), "not a run directory"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], more: tuple[str, str], expected: str
+) -> None:
+    assert expected in refusal(words(files, *more), capsys)
+
+
+def test_holdout_is_required(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    del files["--holdout"]
+    assert "holdout" in refusal(words(files), capsys)
+
+
+def test_without_labels_utility_is_left_out_and_memorisation_is_not(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path / "plain.csv"
+    plain.write_text("text\nsome film\nother film\n")
+    main(words(files | {"--synthetic": str(plain)}, "--label_column", "null"))
+    content = metrics(files)
+    assert "utility is left out: label_column is null" in content["warnings"]
+    assert {row["group"] for row in content["metrics"]} == {"validity", "memorisation"}
+    assert "Memorisation" in capsys.readouterr().out
+
+
+def test_one_class_only_leaves_utility_out(files: dict[str, str], make_pairs: Make, write_csv: Make) -> None:
+    files["--holdout"] = str(write_csv("one.csv", make_pairs(40, seed=5, labels=("good",))))
+    main(words(files))
+    assert "utility is left out: all holdout records have one label" in metrics(files)["warnings"]
+
+
+def test_label_sets_that_differ_are_said(files: dict[str, str], make_pairs: Make, write_csv: Make) -> None:
+    renamed = [(text, f"label_{label}") for text, label in make_pairs(60, seed=2)]
+    files["--synthetic"] = str(write_csv("renamed.csv", renamed))
+    main(words(files, "--downstream", "nb"))
+    content = metrics(files)
+    assert any("none of its 2 labels is one of the holdout's 2" in line for line in content["warnings"])
+    (outside,) = [row for row in content["metrics"] if row["name"] == "invalid_label_share"]
+    assert outside["value"] == 1
+
+
+def test_synthetic_columns_may_keep_their_own_names(files: dict[str, str], make_pairs: Make, write_csv: Make) -> None:
+    for role, seed in (("real", 1), ("holdout", 3)):
+        files[f"--{role}"] = str(write_csv(f"{role}_2.csv", make_pairs(80, seed=seed), header=("review", "stars")))
+    main(words(files, "--text_column", "review", "--label_column", "stars", "--downstream", "nb"))
+    assert metrics(files)["inputs"]["synthetic"]["n_used"] == 80
+
+
+def test_hostile_synthetic_text_is_measured_and_never_printed(
+    files: dict[str, str], tmp_path: Path, make_pairs: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = make_pairs(40, seed=2)
+    texts: list[str | None] = [text for text, _ in pairs]
+    labels: list[str | None] = [label for _, label in pairs]
+    texts += ["\x00\x01", "x" * 1_000_000, "\U0001f600" * 80, "", None, "<script>[red]alert[/red]", "word " * 20_000]
+    labels += ["good", "bad", "good", "bad", "good", "[bold]\x1b[31m<evil>", None]
+    files["--synthetic"] = write_parquet(tmp_path / "hostile.parquet", texts, labels)
+    main(words(files, "--seeds", "1"))
+    content, shown = metrics(files), capsys.readouterr()
+    (empty,) = [row for row in content["metrics"] if row["name"] == "empty_share"]
+    assert empty["value"] == pytest.approx(2 / 47)
+    for part in ("script", "evil", "\x1b", "\x00", "xxxxx"):
+        assert part not in shown.out + shown.err
+
+
+def test_integer_labels_of_a_parquet_file_meet_those_of_a_csv_file(
+    files: dict[str, str], tmp_path: Path, make_pairs: Make, write_csv: Make
+) -> None:
+    number = {"good": 1, "bad": 0}
+    for role, seed in (("real", 1), ("holdout", 3)):
+        rows = [(text, str(number[label])) for text, label in make_pairs(80, seed=seed)]
+        files[f"--{role}"] = str(write_csv(f"{role}_3.csv", rows))
+    texts, labels = zip(*make_pairs(60, seed=2), strict=True)
+    files["--synthetic"] = write_parquet(tmp_path / "s.parquet", texts, [number[label] for label in labels])
+    main(words(files, "--downstream", "nb"))
+    assert metrics(files)["inputs"]["synthetic"]["labels"] == ["0", "1"]
+    assert not any("label" in line for line in metrics(files)["warnings"] if not line.startswith("baseline"))
+
+
+def test_flags_override_a_config_file(files: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({key.lstrip("-"): path for key, path in files.items()} | {"downstream": "lr"}))
+    main(["--config", str(recipe), "--downstream", "nb"])
+    assert metrics(files)["settings"]["downstream"] == "nb"
+
+
+def test_the_recipe_names_only_keys_that_exist() -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "eval" / "recipes" / "utility.yaml").read_text())
+    assert EvaluateConfig(**recipe).seeds == 5
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_pairs: Make, write_csv: Make) -> dict[str, RunDirectory]:
+    """A finished finetune run, a sample of it, and a sample of the untuned model."""
+    data = DataConfig(train_file=str(write_csv("all.csv", make_pairs(200, seed=1))), labels=["bad", "good"])
+    config = {"data": {"train_file": data.train_file, "labels": ["bad", "good"]}}
+    tuned = RunDirectory.create(tmp_path / "tuned", kind="finetune", config=config)
+    tuned.finish(data={"fingerprint": load_split(data).train.fingerprint})
+    found = {"tuned": tuned}
+    for name, untuned, seed in (("sample", False, 5), ("untuned", True, 6)):
+        found[name] = RunDirectory.create(tmp_path / name, kind="sample", config={"name": name}, parents=[tuned])
+        texts, labels = zip(*make_pairs(50, seed=seed, cue=0.0 if untuned else 0.3), strict=True)
+        write_parquet(found[name].path / "synthetic.parquet", texts, labels)
+        found[name].finish(untuned=untuned)
+    return found
+
+
+def test_run_directories_stand_for_their_records(runs: dict[str, RunDirectory], tmp_path: Path) -> None:
+    flags = {
+        "--real": str(runs["tuned"].path),
+        "--holdout": str(runs["tuned"].path),
+        "--synthetic": str(runs["sample"].path),
+        "--baseline": str(runs["untuned"].path),
+        "--output_dir": str(tmp_path / "out"),
+    }
+    main(words(flags, "--downstream", "nb"))
+    content = metrics(flags)
+    assert content["inputs"]["real"]["n"] + content["inputs"]["holdout"]["n"] == 200
+    assert content["inputs"]["real"]["run_id"] == runs["tuned"].manifest["run_id"]
+    assert content["warnings"] == []
+    parents = RunDirectory.open(flags["--output_dir"]).manifest["parents"]
+    assert [parent["kind"] for parent in parents] == ["finetune", "sample", "sample"]
+
+
+def test_tuned_text_is_refused_as_the_epsilon_zero_row(
+    files: dict[str, str], runs: dict[str, RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(words(files, "--baseline", str(runs["sample"].path)), capsys)
+    assert line.startswith("error: baseline: was sampled from a tuned model")
+
+
+def test_a_run_of_the_wrong_kind_is_one_line(
+    files: dict[str, str], runs: dict[str, RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is the output of 'finetune'" in refusal(words(files | {"--synthetic": str(runs["tuned"].path)}), capsys)
+    assert "is the output of 'sample'" in refusal(words(files | {"--real": str(runs["sample"].path)}), capsys)
+
+
+def test_records_that_changed_since_the_run_are_refused(
+    files: dict[str, str],
+    runs: dict[str, RunDirectory],
+    make_pairs: Make,
+    write_csv: Make,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_csv("all.csv", make_pairs(200, seed=99))
+    assert "not what they were" in refusal(words(files | {"--real": str(runs["tuned"].path)}), capsys)
+
+
+def test_an_unfinished_sample_is_refused(
+    files: dict[str, str], runs: dict[str, RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs["sample"].begin()
+    assert "not finished" in refusal(words(files | {"--synthetic": str(runs["sample"].path)}), capsys)
+
+
+def test_a_sample_of_another_run_is_said(files: dict[str, str], runs: dict[str, RunDirectory], tmp_path: Path) -> None:
+    other = RunDirectory.create(tmp_path / "other", kind="finetune", config=runs["tuned"].config() | {"x": 1})
+    other.finish(data=runs["tuned"].manifest["data"])
+    files |= {"--real": str(other.path), "--synthetic": str(runs["sample"].path)}
+    main(words(files, "--downstream", "nb"))
+    assert any(line.startswith("real: is another run") for line in metrics(files)["warnings"])

@@ -1,0 +1,140 @@
+"""Copies are found, and the control keeps shared phrases from looking like copies."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from safesynthdp.evaluation.inputs import Corpora
+from safesynthdp.evaluation.memorisation import Result, measure_memorisation
+from safesynthdp.evaluation.rows import Row, find
+
+Make = Callable[..., Any]
+CHECKS = ("exact_match", "ngram_13", "chars_50")
+
+
+def measure(corpora: Corpora) -> Result:
+    """All memorisation rows."""
+    return measure_memorisation(corpora, progress=lambda _: None)
+
+
+def number(value: float | None) -> float:
+    """A number that must be there."""
+    assert value is not None
+    return value
+
+
+def row(result: Result, name: str, train_on: str) -> Row:
+    """A row that must be there."""
+    found = find(result.rows, name, train_on=train_on)
+    assert found is not None
+    return found
+
+
+def test_a_verbatim_copy_is_flagged(make_pairs: Make, as_records: Make) -> None:
+    real = make_pairs(200, seed=1)
+    result = measure(
+        Corpora(real=as_records(real), synthetic=as_records(real[:80]), holdout=as_records(make_pairs(100, seed=2)))
+    )
+    assert "80 of 80 synthetic texts are verbatim copies" in result.warnings[0]
+    for name in CHECKS:
+        difference = row(result, name, "difference")
+        assert number(difference.low) > 0.2  # half of T is in T'
+        assert row(result, name, "real").value == 80
+        assert row(result, name, "real_sample").value == pytest.approx(0.5, abs=0.1)
+
+
+def test_fresh_text_shows_no_difference_even_where_texts_share_phrases(make_pairs: Make, as_records: Make) -> None:
+    phrase = "this review was written for the weekly film column of our paper and says that the "
+
+    def shared(count: int, seed: int) -> list[tuple[str, str]]:
+        return [(phrase + t if i % 2 else t, label) for i, (t, label) in enumerate(make_pairs(count, seed=seed))]
+
+    result = measure(
+        Corpora(
+            real=as_records(shared(400, 1)), synthetic=as_records(shared(150, 2)), holdout=as_records(shared(100, 3))
+        )
+    )
+    assert result.warnings == []
+    for name in ("ngram_13", "chars_50"):
+        assert row(result, name, "holdout").value == pytest.approx(0.5)  # the control is not zero
+        difference = row(result, name, "difference")
+        assert number(difference.low) < 0 < number(difference.high)
+        assert abs(number(difference.value)) < 0.03
+
+
+def test_one_copied_sentence_in_longer_text_is_found(make_pairs: Make, as_records: Make) -> None:
+    real = make_pairs(150, seed=1)
+    synthetic = [
+        (f"{fresh} {' '.join(old.split()[:15])} {fresh}", label)
+        for (fresh, label), (old, _) in zip(make_pairs(100, seed=2), real, strict=False)
+    ]
+    result = measure(
+        Corpora(real=as_records(real), synthetic=as_records(synthetic), holdout=as_records(make_pairs(150, seed=3)))
+    )
+    assert row(result, "exact_match", "real").value == 0
+    assert row(result, "ngram_13", "real").value == 100
+    assert any(line.startswith("memorisation: ngram_13") for line in result.warnings)
+
+
+def test_both_sides_have_equal_size_whichever_is_larger(make_pairs: Make, as_records: Make) -> None:
+    text, label = make_pairs(1, seed=9)[0]
+    # The text stands in both, T is a quarter of H: with unequal sizes H would always match and T' too.
+    real = as_records([(text, label), *make_pairs(24, seed=1)])
+    holdout = as_records([(text, label), *make_pairs(99, seed=2)])
+    result = measure(Corpora(real=real, synthetic=as_records([(text, label)] * 5), holdout=holdout))
+    assert row(result, "exact_match", "real_sample").value == 1
+    assert 0 < number(row(result, "exact_match", "holdout").value) < 0.7
+
+
+def test_many_copies_of_one_text_are_one_witness(make_pairs: Make, as_records: Make) -> None:
+    real = make_pairs(100, seed=1)
+    result = measure(
+        Corpora(
+            real=as_records(real), synthetic=as_records([real[0]] * 200), holdout=as_records(make_pairs(100, seed=2))
+        )
+    )
+    difference = row(result, "exact_match", "difference")
+    assert difference.value == 1
+    assert number(difference.low) < 0.3
+
+
+def test_texts_too_short_to_match_give_null_and_a_reason(make_pairs: Make, as_records: Make) -> None:
+    synthetic = as_records([("short text", "good"), ("another", "bad")])
+    result = measure(
+        Corpora(
+            real=as_records(make_pairs(30, seed=1)), synthetic=synthetic, holdout=as_records(make_pairs(30, seed=2))
+        )
+    )
+    for name in ("ngram_13", "chars_50"):
+        assert row(result, name, "difference").value is None
+        assert "no synthetic text has" in (row(result, name, "difference").reason or "")
+        assert result.long_enough[name]["synthetic"] == 0
+    assert row(result, "exact_match", "difference").value == 0
+
+
+def test_ceiling_and_floor_are_fresh_text_and_copies(make_pairs: Make, as_records: Make) -> None:
+    real = as_records(make_pairs(200, seed=1))
+    result = measure(
+        Corpora(real=real, synthetic=as_records(make_pairs(90, seed=2)), holdout=as_records(make_pairs(100, seed=3)))
+    )
+    for name in CHECKS:
+        sample = row(result, name, "real_sample")
+        assert sample.ceiling == 0
+        assert sample.floor == pytest.approx(0.5, abs=0.1)
+        assert "real" in sample.reads
+
+
+def test_a_holdout_that_was_trained_on_is_named(make_pairs: Make, as_records: Make) -> None:
+    real = make_pairs(60, seed=1)
+    synthetic = as_records(make_pairs(30, seed=2))
+    result = measure(Corpora(real=as_records(real), synthetic=synthetic, holdout=as_records(real[:20])))
+    assert any("20 of its 20 distinct texts also stand in real" in line for line in result.warnings)
+
+
+def test_synthetic_text_copied_from_the_holdout_is_named(make_pairs: Make, as_records: Make) -> None:
+    holdout = make_pairs(60, seed=2)
+    result = measure(
+        Corpora(real=as_records(make_pairs(60, seed=1)), synthetic=as_records(holdout), holdout=as_records(holdout))
+    )
+    assert any("60 of 60 synthetic texts are copies of holdout" in line for line in result.warnings)

@@ -1,0 +1,294 @@
+"""A complete set of run directories in the documented formats, with hostile text in it and numbers that can be found.
+
+``runs`` writes into ``tmp_path``: finetune, sample (tuned and untuned), evaluate, attack. Every number that may not
+leave is written with digits that occur nowhere else, so that a test can look for them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from safesynthdp.cli import run as run_main
+from safesynthdp.reporting.command import main
+from safesynthdp.runs import RunDirectory
+
+HOSTILE = (
+    "<script>document.title='pwned'</script>",
+    "</svg></style></textarea><img src=x onerror=\"document.title='pwned'\">",
+    "{{7*7}} {% raw %} ${7*7} <%= 7*7 %>",
+    "reversed \u202egnp.exe\u202c and \u200fmarked, zero\u200bwidth, nul\x00bell\x07",
+    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 \U0001f468\u200d\U0001f469\u200d\U0001f467 two\nlines",
+    "w" * 5000,
+    'onmouseover="document.title=1" \' style="position:fixed" javascript:alert(1) &lt;b&gt;',
+)
+LABELS = ("amazon reviews", "movie <b>reviews</b>", "$\\frac{1}{0$", "tweets")
+PRIVATE_VALUES = {
+    "real accuracy": 0.86731,
+    "real ceiling": 0.81937,
+    "memorised": 0.00813,
+    "loss": 3.14181,
+    "attack auc": 0.52917,
+    "holdout accuracy": 0.74293,
+}
+NOTES = ("coins were fair and drawn before training",)
+DELTA = 1e-6
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where the directories lie."""
+
+    folder: Path
+    finetune: Path
+    sample: Path
+    untuned: Path
+    evaluation: Path
+    attack: Path
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A report of the whole set; not to be changed by a test."""
+
+    page: str
+    twin: str
+    code: int
+
+
+@pytest.fixture(scope="session")
+def internal(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    return draw(tmp_path_factory.mktemp("internal"))
+
+
+@pytest.fixture(scope="session")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    return draw(tmp_path_factory.mktemp("public"), "--public")
+
+
+def draw(folder: Path, *flags: str) -> Drawn:
+    write_runs(folder / "runs")
+    out = folder / "out"
+    code = run_main(main, [str(folder / "runs"), "--output_dir", str(out), *flags])
+    return Drawn((out / "report.html").read_text(encoding="utf-8"), (out / "report.json").read_text(), code)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return write_runs(tmp_path / "runs")
+
+
+@pytest.fixture
+def edit() -> Callable[[Path, Callable[[Any], None]], None]:
+    return edit_json
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_runs(folder: Path) -> Runs:
+    finetune = write_finetune(folder / "vader-eps4")
+    sample = write_sample(folder / "synthetic", finetune, untuned=False)
+    untuned = write_sample(folder / "untuned", finetune, untuned=True)
+    evaluation = write_evaluation(folder / "evaluation", [finetune, sample, untuned])
+    attack = write_attack(folder / "attack", finetune)
+    paths = [run.path for run in (finetune, sample, untuned, evaluation, attack)]
+    return Runs(folder, *paths)
+
+
+def write_finetune(path: Path) -> RunDirectory:
+    config = {
+        "output_dir": str(path),
+        "model": {"model_name_or_path": "smollm2-135m", "revision": None, "dtype": "float32"},
+        "lora": {"enabled": True, "lora_r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+        "data": {
+            "train_file": "/secret/ward7/letters.csv",
+            "prompt_template": "Write a text about {label}:",
+            "max_length": 64,
+            "labels": list(LABELS),
+            "holdout_percent": 20,
+        },
+        "privacy": {
+            "mode": "dp", "target_epsilon": 4.48, "target_delta": DELTA, "unit": "record", "adjacency": "add_remove",
+            "accountant": "pld", "num_records_is_public": False, "unsafe_seed": None,
+        },
+        "train": {"expected_batch_size": 4096, "max_steps": 300, "learning_rate": 0.001, "seed": 0},
+        "hardware": {"clipping_engine": "auto"},
+    }  # fmt: skip
+    run = RunDirectory.create(path, kind="finetune", config=config)
+    write_json(path / "ledger.json", ledger("weights"))
+    histogram = {"labels": list(LABELS), "noisy_counts": [31002, 29871, 28114, 31033], "shares": [0.25] * 4}
+    write_json(path / "label_histogram.json", histogram | {"source": "discrete_laplace"})
+    lines = [
+        {"step": step, "loss": PRIVATE_VALUES["loss"] * 0.995**step, "clip_share": 0.9 - 0.001 * step, "seconds": 1.0}
+        for step in range(1, 301)
+    ]
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 301, "lo')
+    run.finish(
+        data={
+            "num_records": 120000, "num_holdout": 30017, "num_truncated": 4173, "fingerprint": "f1a9" * 16,
+            "label_set": list(LABELS), "label_set_is_public": True,
+        },
+        engine="hooks",
+        num_trainable=460800,
+    )  # fmt: skip
+    return run
+
+
+def write_sample(path: Path, finetune: RunDirectory, *, untuned: bool) -> RunDirectory:
+    config = {"run": str(finetune.path), "num_records": 1000, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    run = RunDirectory.create(path, kind="sample", config=config | {"untuned": untuned}, parents=[finetune])
+    texts = [*HOSTILE, *(f"a plain synthetic text number {number}" for number in range(13))]
+    labels = [LABELS[number % len(LABELS)] for number in range(len(texts))]
+    table = {"text": texts, "label": labels, "record_id": [f"s{number}" for number in range(len(texts))]}
+    pyarrow.parquet.write_table(pyarrow.table(table), path / "synthetic.parquet")
+    write_json(path / "ledger.json", ledger("untuned" if untuned else "synthetic_text"))
+    counts = {"empty": 0, "truncated": 14, "malformed": 2}
+    run.finish(num_records=len(texts), requested=len(texts), untuned=untuned, counts=counts, texts_per_second=5.2)
+    return run
+
+
+def ledger(artifact: str) -> dict[str, Any]:
+    """The ledger of a run whose exact epsilon is 4.4721 (with the histogram), stated as 4.48."""
+    entropy = {"source": "os_entropy", "seeded": False}
+    data = {"fingerprint": "f1a9" * 16, "num_records": 120000, "num_records_is_public": False}
+    entries = [
+        {
+            "id": "label_histogram", "kind": "label_histogram", "data": data, "randomness": entropy, "parents": [],
+            "mechanism": {"mechanism": "laplace", "scale": 10.0, "adjacency": "add_remove"},
+        },
+        {
+            "id": "dpsgd", "kind": "dpsgd", "data": data, "randomness": entropy, "parents": [],
+            "mechanism": {
+                "num_records": 120000, "expected_batch_size": 4096, "noise_multiplier": 1.0, "steps": 300,
+                "per_sample_max_grad_norm": 1.0, "accountant": "pld", "adjacency": "add_remove",
+                "sample_rate": 4096 / 120000,
+            },
+        },
+    ]  # fmt: skip
+    accountant = {"name": "pld", "version": "0.1.0"}
+    missed = ["which labels occur", "metrics on held-out records"]
+
+    def release(name: str, epsilon: float, rule: str, used: list[str]) -> dict[str, Any]:
+        return {"artifact": name, "epsilon": epsilon, "delta": DELTA, "rule": rule, "entries": used,
+                "accountant": accountant, "not_covered": missed}  # fmt: skip
+
+    both = ["label_histogram", "dpsgd"]
+    releases = {
+        "weights": [release("weights", 4.48, "compose", both), release("label_histogram", 4.48, "compose", both)],
+        "synthetic_text": [release("synthetic_text", 4.48, "compose", both)],
+        "untuned": [release("synthetic_text", 0.0, "post_processing", [])],
+    }  # fmt: skip
+    used = [] if artifact == "untuned" else entries
+    head = {"version": 1, "unit": "record", "adjacency": "add_remove"}
+    return {**head, "entries": used, "releases": releases[artifact]}
+
+
+def write_evaluation(path: Path, parents: list[RunDirectory]) -> RunDirectory:
+    run = RunDirectory.create(path, kind="evaluate", config={"seeds": 3, "downstream": "lr,nb"}, parents=parents)
+    inputs = {
+        role: {"file": "letters.csv", "run_id": run.manifest["run_id"], "fingerprint": "f1a9" * 16, "n": 120000}
+        for role, run in zip(("real", "synthetic", "baseline"), parents, strict=True)
+    }
+    rows = [*_utility_rows(), *_memorisation_rows(), *_validity_rows()]
+    settings = {"seeds": 3, "downstream": "lr,nb", "holdout_is_public": False, "train_sizes": {"real": 120000}}
+    warnings = ["utility: 14 texts of synthetic were cut"]
+    write_json(
+        path / "metrics.json",
+        {"version": 1, "inputs": inputs, "settings": settings, "warnings": warnings, "metrics": rows},
+    )
+    run.finish()
+    return run
+
+
+def _row(**fields: Any) -> dict[str, Any]:
+    empty = dict.fromkeys(("model", "label", "low", "high", "ceiling", "floor", "reason"))
+    return empty | {"level": 0.95, "n": 30017, "seeds": 3, "publishable": False, "direction": "higher"} | fields
+
+
+def _utility_rows() -> list[dict[str, Any]]:
+    accuracies = {
+        "synthetic": PRIVATE_VALUES["holdout accuracy"], "real": PRIVATE_VALUES["real accuracy"],
+        "real_matched": PRIVATE_VALUES["real ceiling"], "base_model": 0.513, "shuffled_labels": 0.25,
+    }  # fmt: skip
+    rows = list[dict[str, Any]]()
+    for model, shift in (("lr", 0.0), ("nb", -0.021)):
+        for train_on, accuracy in accuracies.items():
+            reads = ["real", "holdout"] if train_on.startswith("real") else ["synthetic", "holdout"]
+            common = {"group": "utility", "model": model, "train_on": train_on, "reads": reads}
+            value = accuracy + shift
+            rows.append(_row(name="accuracy", value=value, low=value - 0.012, high=value + 0.011, **common))
+            rows.append(_row(name="macro_f1", value=value - 0.01, low=value - 0.022, high=value, **common))
+            rows += [
+                _row(name="recall", label=label, value=value - 0.03, low=value - 0.06, high=value, **common)
+                for label in LABELS
+            ]
+        ratio = {
+            "group": "utility",
+            "model": model,
+            "train_on": "real_matched",
+            "reads": ["real", "holdout", "synthetic"],
+        }
+        rows.append(_row(name="accuracy_ratio", value=0.907, low=0.894, high=0.921, **ratio))
+    majority = {"group": "utility", "model": "majority", "train_on": "majority", "reads": ["holdout"]}
+    return [*rows, _row(name="accuracy", value=0.262, low=0.257, high=0.267, **majority)]
+
+
+def _memorisation_rows() -> list[dict[str, Any]]:
+    value, rows = PRIVATE_VALUES["memorised"], list[dict[str, Any]]()
+    for name in ("exact_match", "ngram_13", "chars_50"):
+        common = {"group": "memorisation", "name": name, "direction": "lower", "n": 20, "seeds": 20}
+        shares = {"real_sample": value, "holdout": value - 0.001, "difference": 0.001}
+        rows += [
+            _row(train_on=against, value=share, low=share - 0.002, high=share + 0.002, ceiling=0.0072, floor=0.99,
+                 reads=["synthetic", "real"], **common)
+            for against, share in shares.items()
+        ]  # fmt: skip
+        rows.append(_row(train_on="real", value=1.0, reads=["synthetic", "real"], **common))
+    return rows
+
+
+def _validity_rows() -> list[dict[str, Any]]:
+    common = {"group": "validity", "train_on": "synthetic", "direction": "lower", "n": 20}
+    return [
+        _row(name="empty_share", value=0.05173, ceiling=0.0, reads=["synthetic"], **common | {"publishable": True}),
+        _row(name="label_tv", value=0.0457, reads=["synthetic", "real"], **common | {"group": "label_fidelity"}),
+        _row(name="bits_per_byte", value=None, reads=["synthetic"], reason="no reference model was given", **common),
+    ]
+
+
+def write_attack(path: Path, finetune: RunDirectory) -> RunDirectory:
+    run = RunDirectory.create(path, kind="attack", config={"seed": 0}, parents=[finetune])
+    names = {"baseline": "none", "loss": "model", "ref": "model", "one_run": "model"}
+    rows = [_audit_row(name, channel, number) for number, (name, channel) in enumerate(names.items())]
+    write_json(path / "audit.json", {"version": 1, "rows": rows})
+    run.finish()
+    return run
+
+
+def _audit_row(name: str, channel: str, number: int) -> dict[str, Any]:
+    has_bound = name == "one_run"
+    auc = 0.4988 if channel == "none" else PRIVATE_VALUES["attack auc"] - 0.004 * (number - 1)
+    return {
+        "target_id": "target", "channel": channel, "attack": name, "num_members": 30017, "num_nonmembers": 30017,
+        "auc": auc, "auc_interval": [auc - 0.006, auc + 0.006],
+        "tpr_at_fpr": {"0.1": 0.112, "0.01": 0.0126, "0.001": None},
+        "epsilon_lower_bound": 0.31 if has_bound else None, "epsilon_attainable": 5.78 if has_bound else None,
+        "epsilon_claimed": None if channel == "none" else 4.48, "group_size": 1, "method": "one-run",
+        "alpha": 0.001 if channel == "none" else 0.05, "delta": DELTA, "p_value": None, "curve_p_value": None,
+        "verdict": "consistent" if has_bound else None,
+        "benchmark_valid": True, "estimates": {}, "num_targets": 1, "num_references": 0, "num_epochs": 10.24,
+        "notes": list(NOTES),
+    }  # fmt: skip
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

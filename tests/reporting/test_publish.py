@@ -1,0 +1,115 @@
+"""A public page holds nothing that was computed from private records outside the ledger."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from safesynthdp.cli import run as run_main
+from safesynthdp.reporting.command import main
+
+Edit = Callable[[Path, Callable[[Any], None]], None]
+PRIVATE_DIGITS = (
+    "0.867", "0.86731", "0.819", "0.81937", "0.743", "0.74293", "0.00813", "0.529", "0.52917", "3.126",
+    "0.0457", "0.046", "120,000", "120000", "30,017", "30017", "4173", "f1a9f1a9", "0.0341333",
+)  # fmt: skip
+PRIVATE_WORDS = ("/secret", "ward7", "letters.csv", "14 texts of synthetic were cut")
+
+
+class Drawn(Protocol):
+    page: str
+    twin: str
+    code: int
+
+
+class Runs(Protocol):
+    folder: Path
+    finetune: Path
+    sample: Path
+    evaluation: Path
+
+
+def publish(runs: Runs, out: Path) -> tuple[int, str]:
+    code = run_main(main, [str(runs.folder), "--output_dir", str(out), "--public"])
+    return code, (out / "report.html").read_text(encoding="utf-8") + (out / "report.json").read_text(encoding="utf-8")
+
+
+def test_the_internal_page_does_hold_the_private_numbers(internal: Drawn) -> None:
+    """Otherwise the next test could not fail."""
+    text = internal.page + internal.twin
+    assert [words for words in (*PRIVATE_DIGITS, *PRIVATE_WORDS) if words not in text] == []
+
+
+def test_no_private_number_or_name_is_left(public: Drawn) -> None:
+    assert public.code == 0
+    text = public.page + public.twin
+    assert [words for words in (*PRIVATE_DIGITS, *PRIVATE_WORDS, "/tmp", "/pytest") if words in text] == []
+
+
+def test_what_was_dropped_is_listed(public: Drawn) -> None:
+    dropped = "\n".join(json.loads(public.twin)["dropped"])
+    for words in ("utility rows: accuracy", "memorisation rows", "attack rows", "training progress", "file names"):
+        assert words in dropped
+    assert "contains statistics that are not private" not in public.page
+    assert "Left out of this edition" in public.page
+
+
+def test_what_the_ledger_covers_stays(public: Drawn) -> None:
+    for words in ("epsilon 4.4800", "a plain synthetic text number", "share of empty texts", "noise_multiplier 1.0"):
+        assert words in public.page
+
+
+def test_text_without_a_guarantee_is_not_published(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    def forget(value: Any) -> None:
+        value["entries"] = [{**entry, "kind": "none", "mechanism": {"steps": 300}} for entry in value["entries"][1:]]
+        for release in value["releases"]:
+            release.update(epsilon=None, entries=["dpsgd"])
+
+    for path in (runs.finetune, runs.sample):
+        edit(path / "ledger.json", forget)
+    _, text = publish(runs, tmp_path / "out")
+    assert "a plain synthetic text number" not in text
+    assert "0.05173" not in text
+    assert "no formal guarantee covers it" in text
+
+
+def test_text_whose_ledger_is_wrong_is_not_published(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    edit(runs.sample / "ledger.json", lambda value: value["releases"][0].update(epsilon=1.0))
+    code, text = publish(runs, tmp_path / "out")
+    assert code == 1
+    assert "a plain synthetic text number" not in text
+
+
+def test_numbers_about_a_bare_file_are_not_published(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    edit(runs.evaluation / "metrics.json", lambda value: value["inputs"]["synthetic"].update(run_id=None))
+    _, text = publish(runs, tmp_path / "out")
+    assert "0.05173" not in text
+
+
+@pytest.mark.parametrize("reads", [["synthetic", "real"], ["synthetic", "holdout"], []])
+def test_a_row_that_read_private_records_goes_whatever_it_says(
+    runs: Runs, tmp_path: Path, edit: Edit, reads: list[str]
+) -> None:
+    edit(runs.evaluation / "metrics.json", lambda value: value["metrics"][0].update(publishable=True, reads=reads))
+    _, text = publish(runs, tmp_path / "out")
+    assert "0.74293" not in text
+    assert "0.743" not in text
+
+
+def test_a_public_holdout_lets_its_rows_out_without_the_real_ceiling(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    row = {"publishable": True, "reads": ["synthetic", "holdout"], "ceiling": 0.81937}
+    edit(runs.evaluation / "metrics.json", lambda value: value["metrics"][0].update(row))
+    edit(runs.evaluation / "metrics.json", lambda value: value["settings"].update(holdout_is_public=True))
+    _, text = publish(runs, tmp_path / "out")
+    assert "0.74293" in text
+    assert "0.81937" not in text
+
+
+def test_exact_label_counts_and_a_private_label_set_stay_inside(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    edit(runs.finetune / "manifest.json", lambda value: value["data"].update(label_set_is_public=False))
+    edit(runs.finetune / "label_histogram.json", lambda value: value.update(source="exact"))
+    _, text = publish(runs, tmp_path / "out")
+    assert "exact label counts" in text
+    assert "31002" not in text
