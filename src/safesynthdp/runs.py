@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import platform
+import resource
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ class RunDirectory:
 
     def finish(self, **facts: Any) -> None:
         """Write the last facts, mark the stage as finished and let go of the lock."""
-        self.update(status="finished", finished=_now(), **facts)
+        self.update(status="finished", finished=_now(), peak_memory_gib=_peak_memory_gib(), **facts)
         if self._lock is not None:
             self._lock.close()
 
@@ -168,6 +169,12 @@ def commit() -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+def _peak_memory_gib() -> float:
+    """Return the most memory this process has held, in GiB (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 
 def _own_manifest(path: Path, *, kind: Kind, hashed: str) -> dict[str, Any] | None:

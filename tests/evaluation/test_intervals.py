@@ -45,7 +45,7 @@ def test_paired_difference_equals_the_formula_of_the_two_by_two_table(both: int,
     second = np.repeat([1.0, 0.0, 1.0, 0.0], [both, one, two, none])
     share_1, share_2 = (both + one) / n, (both + two) / n
     (low_1, high_1), (low_2, high_2) = wilson(both + one, n), wilson(both + two, n)
-    determinant = both * none - one * two
+    determinant: float = both * none - one * two
     determinant = max(determinant - n / 2, 0) if determinant > 0 else determinant
     margins = math.sqrt((both + one) * (two + none) * (both + two) * (one + none))
     phi = determinant / margins if margins else 0.0

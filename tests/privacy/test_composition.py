@@ -21,7 +21,6 @@ RELATION = {
 CASES: list[tuple[float, float, int, float, Adjacency]] = [
     (1.0, 0.01, 1000, 1e-5, "add_remove"),
     (4.0, 0.25, 300, 1e-6, "add_remove"),
-    (0.51, 20 / 30000, 100, 1e-5, "add_remove"),
     (1.0, 0.01, 1000, 1e-5, "replace"),
     (2.0, 0.9, 7, 1e-6, "replace"),
     (0.8, 0.3, 1, 1e-5, "add_remove"),
@@ -78,7 +77,7 @@ def test_epsilon_lies_between_the_bounds_of_an_independent_accountant(
     delta=st.sampled_from([1e-3, 1e-6, 1e-9]),
     adjacency=st.sampled_from(["add_remove", "replace"]),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_epsilon_falls_with_noise_and_delta_and_rises_with_rate_and_steps(
     noise: float, rate: float, count: int, delta: float, adjacency: Adjacency
 ) -> None:

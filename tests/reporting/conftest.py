@@ -84,11 +84,11 @@ def runs(tmp_path: Path) -> Runs:
 
 
 @pytest.fixture
-def edit() -> Callable[[Path, Callable[[Any], None]], None]:
+def edit() -> Callable[[Path, Callable[[Any], object]], None]:
     return edit_json
 
 
-def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     change(value)
     path.write_text(json.dumps(value), encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from safesynthdp.cli import run as run_main
 from safesynthdp.reporting.command import main
 
-Edit = Callable[[Path, Callable[[Any], None]], None]
+Edit = Callable[[Path, Callable[[Any], object]], None]
 PRIVATE_DIGITS = (
     "0.867", "0.86731", "0.819", "0.81937", "0.743", "0.74293", "0.00813", "0.529", "0.52917", "3.126",
     "0.0457", "0.046", "120,000", "120000", "30,017", "30017", "4173", "f1a9f1a9", "0.0341333",

@@ -14,7 +14,7 @@ from safesynthdp.reporting.html import POLICY
 from safesynthdp.reporting.statement import FIELDS
 from safesynthdp.runs import RunDirectory
 
-Edit = Callable[[Path, Callable[[Any], None]], None]
+Edit = Callable[[Path, Callable[[Any], object]], None]
 PAGE_LIMIT = 1_000_000
 
 

@@ -59,7 +59,7 @@ class Row:
 
 def decide_publishable(rows: Sequence[Row], *, holdout_is_public: bool) -> list[Row]:
     """Return the rows with ``publishable`` set; a publishable row loses a ceiling that was measured on real text."""
-    return [_decide(row, private=set() if holdout_is_public else {"real", "holdout"}) for row in rows]
+    return [_decide(row, private={"real"} if holdout_is_public else {"real", "holdout"}) for row in rows]
 
 
 def to_mapping(row: Row) -> dict[str, Any]:

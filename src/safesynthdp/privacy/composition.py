@@ -198,9 +198,11 @@ def _solve(losses: Floats, masses: Floats, infinity: float, delta: float) -> flo
     None when even the lowest loss, above 0, meets delta: the answer lies below the window.
     """
 
+    mass_above = np.append(np.cumsum(masses[::-1])[::-1], 0.0)
+
     def excess(epsilon: float) -> float:
         above = int(np.searchsorted(losses, epsilon, side="right"))
-        return infinity + float(masses[above:] @ -np.expm1(epsilon - losses[above:])) - delta
+        return infinity + mass_above[above] - float(masses[above:] @ np.exp(epsilon - losses[above:])) - delta
 
     if infinity >= delta:
         return math.inf

@@ -96,7 +96,7 @@ def discrete_exact(scale: float, cells: int, delta: float) -> float:
 def epsilon_of_atoms(losses: NDArray[Any], masses: NDArray[Any], delta: float) -> float:
     """Return the smallest x >= 0 with ``E[max(0, 1 - exp(x - loss))] <= delta``; losses fall."""
     upper = np.cumsum(masses)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         log_lower = np.logaddexp.accumulate(np.log(masses) - losses)
         candidates = np.log(np.maximum(upper - delta, 0)) - log_lower
     following = np.append(losses[1:], -np.inf)

@@ -1,0 +1,192 @@
+"""Golden prices, refusals, and the search for noise."""
+
+import math
+
+import pytest
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.privacy.accounting import (
+    accountant_version,
+    dpsgd_epsilon,
+    find_noise_multiplier,
+    joint_epsilon,
+)
+from safesynthdp.privacy.losses import Adjacency, TwoPoint
+from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+
+TV_12A = {"noise_multiplier": 1.0, "sample_rate": 4096 / 120000, "steps": 300, "delta": 1e-6}
+GOLDEN = [
+    (1.0, 0.01, 1000, 1e-5, 1.8282, 2.1014),
+    (0.6, 0.005, 2000, 1e-6, 6.3526, 7.4013),
+    (1.5, 0.1, 500, 1e-5, 8.3716, 9.0941),
+    (4.0, 0.25, 300, 1e-6, 5.5529, 5.9487),
+    (0.8, 256 / 50000, 585, 1e-5, 1.3631, 2.0008),
+]
+
+
+def training(**changes: object) -> DPSGDMechanism:
+    facts: dict[str, object] = {
+        "num_records": 120000,
+        "expected_batch_size": 4096,
+        "noise_multiplier": 1.0,
+        "steps": 300,
+        "per_sample_max_grad_norm": 1.0,
+    }
+    return DPSGDMechanism(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta", "pld", "rdp"), GOLDEN)
+def test_epsilon_matches_the_golden_table(
+    noise: float, rate: float, steps: int, delta: float, pld: float, rdp: float
+) -> None:
+    found = dpsgd_epsilon(noise_multiplier=noise, sample_rate=rate, steps=steps, delta=delta)
+    assert found == pytest.approx(pld, rel=1e-4)
+    by_rdp = dpsgd_epsilon(noise_multiplier=noise, sample_rate=rate, steps=steps, delta=delta, accountant="rdp")
+    assert found < by_rdp
+    assert by_rdp == pytest.approx(rdp, rel=0.02)
+
+
+def test_the_vectors_of_the_calculator() -> None:
+    assert dpsgd_epsilon(**TV_12A) == pytest.approx(4.4484, rel=1e-4)  # type: ignore[arg-type]
+    assert dpsgd_epsilon(**TV_12A, accountant="rdp") == pytest.approx(4.953, rel=1e-2)  # type: ignore[arg-type]
+    common = {"noise_multiplier": 0.51, "steps": 100, "delta": 3.3333333e-5}
+    assert dpsgd_epsilon(sample_rate=20 / 30000, **common) == pytest.approx(0.9649, rel=1e-4)  # type: ignore[arg-type]
+    assert dpsgd_epsilon(sample_rate=1.0, **common) == pytest.approx(269.5177, rel=1e-6)  # type: ignore[arg-type]
+
+
+def test_replacing_a_record_costs_more_than_removing_one() -> None:
+    found = dpsgd_epsilon(noise_multiplier=1.0, sample_rate=0.01, steps=1000, delta=1e-5, adjacency="replace")
+    assert found == pytest.approx(2.8434, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_prv_reports_its_upper_value() -> None:
+    found = dpsgd_epsilon(**TV_12A, accountant="prv")  # type: ignore[arg-type]
+    assert found == pytest.approx(4.4586, rel=1e-4)
+    assert found > dpsgd_epsilon(**TV_12A)  # type: ignore[arg-type]
+    whole = dpsgd_epsilon(noise_multiplier=5.0, sample_rate=1.0, steps=10, delta=1e-5, accountant="prv")
+    exact = dpsgd_epsilon(noise_multiplier=5.0, sample_rate=1.0, steps=10, delta=1e-5)
+    assert exact <= whole <= exact + 0.02
+    noise = find_noise_multiplier(target_epsilon=2.0, delta=1e-5, sample_rate=0.01, steps=500, accountant="prv")
+    spent = dpsgd_epsilon(noise_multiplier=noise, sample_rate=0.01, steps=500, delta=1e-5, accountant="prv")
+    assert 2.0 / 1.01 <= spent <= 2.0
+
+
+def test_no_steps_cost_nothing() -> None:
+    assert dpsgd_epsilon(noise_multiplier=1.0, sample_rate=0.1, steps=0, delta=1e-5) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("noise_multiplier", 0.0), ("noise_multiplier", -1.0), ("noise_multiplier", math.inf),
+        ("noise_multiplier", math.nan), ("noise_multiplier", None), ("sample_rate", 0.0), ("sample_rate", 1.0001),
+        ("sample_rate", math.nan), ("steps", -1), ("steps", 1.5), ("steps", True), ("steps", 10**9), ("delta", 0.0),
+        ("delta", 1.0), ("delta", -1e-6), ("delta", math.nan), ("accountant", "gdp"), ("accountant", "magic"),
+        ("adjacency", "null"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_by_name_and_never_clamped(flag: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}="):
+        dpsgd_epsilon(**{**TV_12A, flag: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+def test_replace_is_refused_by_accountants_that_do_not_know_it(accountant: str) -> None:
+    with pytest.raises(ConfigError, match=f"accountant={accountant} knows only adjacency=add_remove"):
+        dpsgd_epsilon(**TV_12A, accountant=accountant, adjacency="replace")  # type: ignore[arg-type]
+
+
+def test_a_joint_price_is_the_vector_and_below_the_sum() -> None:
+    histogram = LabelHistogramMechanism(mechanism="laplace", scale=10.0)
+    joint = joint_epsilon([training(), histogram], delta=1e-6, adjacency="add_remove")
+    assert joint == pytest.approx(4.4721, rel=1e-5)
+    assert joint < training().epsilon(delta=1e-6) + histogram.epsilon(delta=1e-6)
+
+
+def test_a_joint_price_of_one_mechanism_is_its_own() -> None:
+    histogram = LabelHistogramMechanism(mechanism="gaussian", scale=3.0)
+    for mechanisms in ([histogram], [histogram, training(steps=0)]):
+        assert joint_epsilon(mechanisms, delta=1e-6, adjacency="add_remove") == histogram.epsilon(delta=1e-6)
+    alone = training(accountant="rdp")
+    assert joint_epsilon([alone], delta=1e-6, adjacency="add_remove") == alone.epsilon(delta=1e-6)
+    assert joint_epsilon([], delta=1e-6, adjacency="add_remove") == 0
+
+
+def test_a_joint_price_by_rdp_is_above_the_one_by_pld() -> None:
+    for histogram in (
+        LabelHistogramMechanism(mechanism="laplace", scale=5.0),
+        LabelHistogramMechanism(mechanism="gaussian", scale=5.0),
+    ):
+        by_rdp = joint_epsilon([training(accountant="rdp"), histogram], delta=1e-6, adjacency="add_remove")
+        assert by_rdp > training(accountant="rdp").epsilon(delta=1e-6)
+        assert by_rdp > joint_epsilon([training(), histogram], delta=1e-6, adjacency="add_remove")
+
+
+def test_two_trainings_on_the_same_records_cost_more_than_one_and_less_than_two() -> None:
+    one = training().epsilon(delta=1e-6)
+    assert one < joint_epsilon([training(), training()], delta=1e-6, adjacency="add_remove") < 2 * one
+
+
+def test_mixed_neighbour_relations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="adjacency=replace cannot be composed"):
+        joint_epsilon([training(adjacency="replace")], delta=1e-6, adjacency="add_remove")
+
+
+@pytest.mark.parametrize(
+    ("target", "rate", "steps", "accountant", "adjacency"),
+    [
+        (0.05, 0.01, 300, "pld", "add_remove"),
+        (2.0, 0.02, 1000, "pld", "replace"),
+        (50.0, 0.01, 500, "rdp", "add_remove"),
+    ],
+)
+def test_the_noise_found_meets_the_target_and_wastes_no_percent(
+    target: float, rate: float, steps: int, accountant: str, adjacency: Adjacency
+) -> None:
+    common = {"delta": 1e-6, "sample_rate": rate, "steps": steps, "accountant": accountant, "adjacency": adjacency}
+    noise = find_noise_multiplier(target_epsilon=target, **common)  # type: ignore[arg-type]
+    spent = dpsgd_epsilon(noise_multiplier=noise, **common)  # type: ignore[arg-type]
+    assert target / 1.01 <= spent <= target
+
+
+def test_the_noise_found_covers_the_other_accesses_too() -> None:
+    histogram = LabelHistogramMechanism(mechanism="laplace", scale=10.0)
+    noise = find_noise_multiplier(
+        target_epsilon=2.0, delta=1e-6, sample_rate=4096 / 120000, steps=300, others=histogram.accesses()
+    )
+    both = [training(noise_multiplier=noise), histogram]
+    assert 2.0 / 1.01 <= joint_epsilon(both, delta=1e-6, adjacency="add_remove") <= 2.0
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_a_target_that_the_others_spend_alone_is_refused(accountant: str) -> None:
+    with pytest.raises(ConfigError, match=r"^target_epsilon=1.0 is spent by the other accesses"):
+        find_noise_multiplier(
+            target_epsilon=1.0, delta=1e-6, sample_rate=0.1, steps=10, accountant=accountant,
+            others=[TwoPoint(epsilon=1.5, count=1)],
+        )  # fmt: skip
+
+
+def test_a_target_that_no_noise_reaches_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="^target_epsilon="):
+        find_noise_multiplier(target_epsilon=0.005, delta=1e-6, sample_rate=0.1, steps=10, accountant="prv")
+    with pytest.raises(ConfigError, match="^target_epsilon="):  # never drawn but with probability delta
+        find_noise_multiplier(target_epsilon=1.0, delta=1e-2, sample_rate=1e-6, steps=10)
+    with pytest.raises(ConfigError, match="^target_epsilon=nan"):
+        find_noise_multiplier(target_epsilon=math.nan, delta=1e-6, sample_rate=0.1, steps=10)
+
+
+def test_an_accountant_says_which_version_it_is() -> None:
+    assert accountant_version("pld")["name"] == "pld"
+    assert accountant_version("prv")["version"].startswith("opacus ")
+    assert accountant_version("pld")["version"].startswith("safesynthdp ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [0.05, 0.1, 0.5, 1.0, 4.0, 8.0, 50.0])
+@pytest.mark.parametrize(("rate", "steps"), [(0.001, 5000), (0.01, 500), (0.1, 100), (1.0, 20)])
+def test_the_search_is_right_on_a_grid(target: float, rate: float, steps: int) -> None:
+    noise = find_noise_multiplier(target_epsilon=target, delta=1e-6, sample_rate=rate, steps=steps)
+    spent = dpsgd_epsilon(noise_multiplier=noise, sample_rate=rate, steps=steps, delta=1e-6)
+    assert target / 1.01 <= spent <= target
