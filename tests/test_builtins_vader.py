@@ -78,9 +78,9 @@ def test_the_split_goes_by_the_raw_text_and_the_record_by_the_clean_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = next(f"R&amp;D {i}" for i in range(999) if split_bucket(f"R&amp;D {i}") < 80 <= split_bucket(f"R&D {i}"))
-    path = archive(tmp_path / "a.tar.gz", FILES | {"tweets": f"7\t0.5\t{raw}"})
+    path = archive(tmp_path / "a.tar.gz", FILES | {"tweets": f"6\t0.5\t \r\n7\t0.5\t{raw}"})
     monkeypatch.setattr("safesynthdp.records.fetch", lambda name, say: path)
-    monkeypatch.setattr(read_vader, "__kwdefaults__", {"expected": 6})
+    monkeypatch.setattr(read_vader, "__kwdefaults__", {"expected": 7})
     split = load_split(DataConfig(builtin="vader"))
     assert raw.replace("&amp;", "&") in split.train.texts
     assert split.train.label_set == ("movie_review", "news_editorial", "product_review", "tweet")

@@ -48,6 +48,14 @@ def test_a_label_that_is_missing_or_no_label_is_refused_with_its_row(bad: object
         checked(["a", "b"], ["x", bad])
 
 
+@pytest.mark.parametrize("bad", [None, math.nan])
+def test_a_missing_cell_is_called_missing(bad: object) -> None:
+    with pytest.raises(DataError, match="'text' is missing"):
+        checked([bad])
+    with pytest.raises(DataError, match="'label' is missing"):
+        checked(["a"], [bad])
+
+
 def test_nan_is_a_label_where_it_is_listed() -> None:
     assert checked(["a"], ["nan"], allowed=["nan", "x"]).labels == ["nan"]
 

@@ -133,8 +133,8 @@ def quiet() -> None:
     """Keep transformers' own bars and notices off the screen; errors still come through."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
@@ -208,7 +208,7 @@ def make_trainable(model: "PreTrainedModel", lora: LoraConfig, *, seed: int, use
     refuse_model(model, use_lora=use_lora)
     if not use_lora:
         model.requires_grad_(True)
-        trained: nn.Module = model.float()
+        trained: nn.Module = model.float()  # type: ignore[no-untyped-call]
         for module in trained.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.padding_idx = None  # autograd would drop the pad id's gradient, also where it is text

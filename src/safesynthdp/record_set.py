@@ -50,9 +50,8 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the sorted ids and which columns they cover, hex; the order of records does not matter."""
-        columns = f"records-v1 user={self.user_ids is not None}\n"
-        return hashlib.sha256((columns + "\n".join(sorted(self.record_ids))).encode()).hexdigest()
+        """SHA-256 over the sorted ids, which cover text, label and user, hex; the order of records does not matter."""
+        return hashlib.sha256("\n".join(["records-v1", *sorted(self.record_ids)]).encode()).hexdigest()
 
     def select(self, indices: Iterable[int]) -> "Records":
         """Return the records at ``indices``, in that order, with the same label set, ids and notes."""

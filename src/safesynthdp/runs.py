@@ -97,12 +97,12 @@ class RunDirectory:
     @property
     def is_finished(self) -> bool:
         """The stage ended as planned; nothing is left to do."""
-        return self.manifest["status"] == "finished"
+        return bool(self.manifest["status"] == "finished")
 
     @property
     def is_resumed(self) -> bool:
         """An earlier process began this stage and did not end it."""
-        return self.manifest["status"] == "interrupted"
+        return bool(self.manifest["status"] == "interrupted")
 
     @property
     def state(self) -> Path:

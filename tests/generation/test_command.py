@@ -91,8 +91,9 @@ def test_an_interrupted_sample_goes_on_and_ends_as_if_it_had_not_been(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safesynthdp.generation import sampling
+    from safesynthdp.generation.decoding import decode_wave
 
-    run, decode_wave, seen = make_run(), sampling.decode_wave, list[int]()
+    run, seen = make_run(), list[int]()
 
     def stopping(model: Any, wave: Any, *, on_step: Any, **options: Any) -> None:
         def step(drawn: Any, number: int) -> None:

@@ -12,8 +12,8 @@ from safesynthdp.generation.decoding import DrawnRow, Row, decode_wave, waves
 from safesynthdp.generation.draws import Sampling, draw, uniforms
 
 EOS = 1
-PROMPT = (104, 108, 61, 13)
-OTHER = (101, 100, 61, 13)
+PROMPT: tuple[int, ...] = (104, 108, 61, 13)
+OTHER: tuple[int, ...] = (101, 100, 61, 13)
 GREEDY = Sampling(top_k=1)
 
 

@@ -169,11 +169,11 @@ def test_a_target_that_the_others_spend_alone_is_refused(accountant: str) -> Non
 
 
 def test_a_target_that_no_noise_reaches_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="^target_epsilon="):
+    with pytest.raises(ConfigError, match=r"^target_epsilon="):
         find_noise_multiplier(target_epsilon=0.005, delta=1e-6, sample_rate=0.1, steps=10, accountant="prv")
-    with pytest.raises(ConfigError, match="^target_epsilon="):  # never drawn but with probability delta
+    with pytest.raises(ConfigError, match=r"^target_epsilon="):  # never drawn but with probability delta
         find_noise_multiplier(target_epsilon=1.0, delta=1e-2, sample_rate=1e-6, steps=10)
-    with pytest.raises(ConfigError, match="^target_epsilon=nan"):
+    with pytest.raises(ConfigError, match=r"^target_epsilon=nan"):
         find_noise_multiplier(target_epsilon=math.nan, delta=1e-6, sample_rate=0.1, steps=10)
 
 

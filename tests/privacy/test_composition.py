@@ -1,5 +1,6 @@
 """Composed losses against closed forms and against an accountant that is not ours."""
 
+import itertools
 import math
 
 import pytest
@@ -97,7 +98,7 @@ def test_one_more_step_always_costs_more() -> None:
         composed_epsilon([steps(1.0, 0.02, n)], delta=1e-6, adjacency="add_remove", points=2**13)
         for n in range(90, 110)
     ]
-    assert all(before < after for before, after in zip(prices, prices[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(prices))
 
 
 def test_a_coarser_grid_is_never_cheaper() -> None:

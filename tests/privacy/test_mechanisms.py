@@ -75,7 +75,7 @@ def test_a_rate_of_one_takes_everybody_and_a_tiny_one_draws_empty_batches() -> N
 @settings(max_examples=100, deadline=None)
 def test_the_sample_rate_is_exactly_the_quotient(records: int, batch: int) -> None:
     if batch > records:
-        with pytest.raises(ConfigError, match="^expected_batch_size="):
+        with pytest.raises(ConfigError, match=r"^expected_batch_size="):
             training(num_records=records, expected_batch_size=batch)
     else:
         assert training(num_records=records, expected_batch_size=batch).sample_rate == batch / records
@@ -131,7 +131,7 @@ def test_a_mechanism_survives_its_entry_and_json() -> None:
     ],
 )  # fmt: skip
 def test_an_edited_entry_is_refused(edit: dict[str, object]) -> None:
-    with pytest.raises(LedgerMismatch, match="^ledger: "):
+    with pytest.raises(LedgerMismatch, match=r"^ledger: "):
         DPSGDMechanism.from_entry({**training().to_entry(), **edit})
 
 
@@ -172,7 +172,7 @@ def test_a_histogram_that_cannot_be_priced_cannot_be_built(key: str, value: obje
     facts: dict[str, Any] = {"mechanism": "laplace", "scale": 1.0, key: value}
     with pytest.raises(ConfigError, match=f"^{key}="):
         LabelHistogramMechanism(**facts)
-    with pytest.raises(ConfigError, match="^counts="):
+    with pytest.raises(ConfigError, match=r"^counts="):
         LabelHistogramMechanism(mechanism="laplace", scale=1.0).draw([-1], entropy=EntropySource())
 
 

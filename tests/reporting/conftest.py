@@ -170,7 +170,7 @@ def ledger(artifact: str) -> dict[str, Any]:
             "mechanism": {
                 "num_records": 120000, "expected_batch_size": 4096, "noise_multiplier": 1.0, "steps": 300,
                 "per_sample_max_grad_norm": 1.0, "accountant": "pld", "adjacency": "add_remove",
-                "sample_rate": 4096 / 120000,
+                "sample_rate": 4096 / 120000, "sampling": "poisson",
             },
         },
     ]  # fmt: skip

@@ -61,6 +61,12 @@ def test_what_the_ledger_covers_stays(public: Drawn) -> None:
         assert words in public.page
 
 
+def test_the_privacy_statement_of_a_public_page_is_whole(public: Drawn) -> None:
+    statement = json.loads(public.twin)["runs"][0]["statement"]
+    vague = [name for name, value in statement.items() if not value or "not stated" in value]
+    assert vague in ([], ["software, commit, date"])
+
+
 def test_text_without_a_guarantee_is_not_published(runs: Runs, tmp_path: Path, edit: Edit) -> None:
     def forget(value: Any) -> None:
         value["entries"] = [{**entry, "kind": "none", "mechanism": {"steps": 300}} for entry in value["entries"][1:]]

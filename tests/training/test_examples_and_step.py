@@ -66,12 +66,13 @@ def test_packing_keeps_every_record_once_and_within_the_budget(
         assert rows is None or len(batch) <= rows
 
 
-def small_model(dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+def small_model() -> torch.nn.Module:
     torch.manual_seed(0)
     shape = GPT2Config(
         vocab_size=259, n_positions=64, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     )
-    return GPT2LMHeadModel(shape).to(dtype).train()
+    model: torch.nn.Module = GPT2LMHeadModel(shape)
+    return model.double().train()
 
 
 def summed(examples: list[Example], **hardware: Any) -> tuple[dict[str, torch.Tensor], Any]:

@@ -13,8 +13,11 @@ import torch
 from safesynthdp.cli import run as run_door
 from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy.ledger import Ledger, recompute_all
-from safesynthdp.training import loop, session
+from safesynthdp.training import session
 from safesynthdp.training.command import main
+from safesynthdp.training.step import add_noise, sum_clipped_gradients
+
+SUM = "safesynthdp.training.loop.sum_clipped_gradients"
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes_and_the_same_epsilon(
 ) -> None:
     assert run_door(main, arguments(tmp_path / "straight", privacy__unsafe_seed=3)) == 0
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sum_clipped_gradients", _dies_at(when, loop.sum_clipped_gradients))
+        patched.setattr(SUM, _dies_at(when, sum_clipped_gradients))
         assert run_door(main, arguments(tmp_path / "broken", privacy__unsafe_seed=3)) == 130
     counted = ledger(tmp_path / "broken").entry("dpsgd").mechanism["steps"]
     assert counted == when + 1, "the step that died was counted before it was computed"
@@ -119,15 +122,15 @@ def test_steps_lost_to_a_change_of_hardware_stay_counted_and_the_target_still_ho
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = list[tuple[int, bytes]]()
-    spied = loop.add_noise
+    spied = add_noise
 
     def spy(sums: Any, *, mechanism: Any, keys: Any, step: int) -> None:
         drawn.append((step, mechanism.noise(step=step, tensor=0, count=4, keys=keys).tobytes()))
         spied(sums, mechanism=mechanism, keys=keys, step=step)
 
-    monkeypatch.setattr(loop, "add_noise", spy)
+    monkeypatch.setattr("safesynthdp.training.loop.add_noise", spy)
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sum_clipped_gradients", _dies_at(3, loop.sum_clipped_gradients))
+        patched.setattr(SUM, _dies_at(3, sum_clipped_gradients))
         assert run_door(main, arguments(tmp_path / "run")) == 130
     assert run_door(main, arguments(tmp_path / "run", hardware__physical_batch_size=1)) == 0
     found = ledger(tmp_path / "run")
@@ -149,9 +152,9 @@ def test_ctrl_c_ends_the_step_saves_it_and_the_same_command_goes_on(
         signal.raise_signal(signal.SIGINT)
         return unpatched(*args, **kwargs)
 
-    unpatched = loop.sum_clipped_gradients
+    unpatched = sum_clipped_gradients
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sum_clipped_gradients", interrupts)
+        patched.setattr(SUM, interrupts)
         assert run_door(main, arguments(tmp_path / "run")) == 130
     assert ledger(tmp_path / "run").entry("dpsgd").mechanism["steps"] == 1
     assert run_door(main, arguments(tmp_path / "run")) == 0
@@ -194,13 +197,13 @@ def test_user_level_runs_count_users_and_take_one_record_of_each(
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = list[int]()
-    unpatched = loop.sum_clipped_gradients
+    unpatched = sum_clipped_gradients
 
     def spy(model: Any, engine: Any, sums: Any, examples: Any, **kwargs: Any) -> Any:
         seen.append(len(examples))
         return unpatched(model, engine, sums, examples, **kwargs)
 
-    monkeypatch.setattr(loop, "sum_clipped_gradients", spy)
+    monkeypatch.setattr(SUM, spy)
     changes = {"privacy__unit": "user", "data__user_column": "owner", "train__expected_batch_size": 4}
     assert run_door(main, arguments(tmp_path / "run", **changes)) == 0
     found = ledger(tmp_path / "run")
@@ -264,7 +267,7 @@ def test_a_run_whose_records_changed_is_not_resumed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sum_clipped_gradients", _dies_at(2, loop.sum_clipped_gradients))
+        patched.setattr(SUM, _dies_at(2, sum_clipped_gradients))
         assert run_door(main, arguments(tmp_path / "run")) == 130
     records.write_text(records.read_text().replace("text number 5 ", "text number five "))
     assert run_door(main, arguments(tmp_path / "run")) == LedgerMismatch.exit_code
@@ -275,7 +278,7 @@ def test_a_run_without_its_state_is_not_resumed(
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sum_clipped_gradients", _dies_at(3, loop.sum_clipped_gradients))
+        patched.setattr(SUM, _dies_at(3, sum_clipped_gradients))
         assert run_door(main, arguments(tmp_path / "run")) == 130
     (tmp_path / "run/state/latest.json").unlink()
     assert run_door(main, arguments(tmp_path / "run")) == LedgerMismatch.exit_code

@@ -138,8 +138,6 @@ def epsilon_clopper_pearson(
 def fair_coin_p_value(*, heads: int, tosses: int) -> float:
     """Return the two-sided exact p-value of ``heads`` in ``tosses`` fair coins."""
     fewer = min(heads, tosses - heads)
-    if 2 * fewer == tosses:
-        return 1.0
     return min(1.0, 2 * float(betainc(tosses - fewer, fewer + 1, 0.5)))
 
 

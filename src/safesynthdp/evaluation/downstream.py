@@ -98,7 +98,7 @@ def most_common(labels: Sequence[str]) -> str:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """More BLAS threads make these small problems slower, by 20 times on a busy machine."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1):
         yield

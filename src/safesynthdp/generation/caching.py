@@ -20,12 +20,15 @@ class Memory(Protocol):
 
     def start(self, prompts_BL: Tensor) -> Tensor:
         """Read the prompts and return [B, V] logits of the next token."""
+        ...
 
     def append(self, tokens_B: Tensor) -> Tensor:
         """Append one token to every row and return [B, V] logits of the next."""
+        ...
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
+        ...
 
 
 def memory_of(model: nn.Module) -> Memory:

@@ -20,7 +20,7 @@ from safesynthdp.runs import RunDirectory
 
 PARQUET = "synthetic.parquet"
 CSV = "synthetic.csv"
-COLUMNS = ("text", "label", "record_id")
+COLUMNS: tuple[str, ...] = ("text", "label", "record_id")
 _PART = "rows-*.parquet"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-FLAWS = ("empty", "truncated", "malformed")
+FLAWS: tuple[str, ...] = ("empty", "truncated", "malformed")
 
 
 @dataclass(frozen=True, kw_only=True)

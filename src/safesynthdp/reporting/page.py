@@ -169,7 +169,9 @@ def _progress(finetune: Finetune | None, slug: str, *, is_public: bool) -> Secti
     title = "Training progress"
     if finetune is None or not finetune.progress:
         without = "Not done: no finetune run was given." if finetune is None else "Not done: no step was logged."
-        return Section(slug="progress", title=title, missing=LEFT_OUT if is_public else without)
+        return Section(
+            slug="progress", title=title, missing=LEFT_OUT if is_public and finetune is not None else without
+        )
     caption = "Computed on private records, outside the guarantee: for the owner of the data only."
     drawing = draw_progress(finetune.progress, identity=f"{slug}-progress", caption=caption)
     return Section(slug="progress", title=title, drawing=drawing)

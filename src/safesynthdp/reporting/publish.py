@@ -22,6 +22,7 @@ _FOLLOW_FROM_NUM_RECORDS = ("num_records", "num_users", "sample_rate")
 REFUSED = "a ledger of this run does not stand being computed again; the internal report says which"
 _PUBLIC_DATA = ("label_set", "label_set_is_public")
 _PUBLIC_EVALUATION = ("seeds", "downstream", "level", "holdout_is_public")
+_PUBLIC_SAMPLE = ("untuned", "labels", "temperature", "top_k", "top_p", "max_new_tokens", "dtype", "seed")
 _PUBLIC_SECTIONS = ("model", "lora", "privacy", "train", "hardware")
 _PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_split", "prompt_template", "max_length",
                        "labels", "holdout_percent")  # fmt: skip
@@ -136,10 +137,12 @@ def _stage(stage: Stage) -> Stage:
         manifest["data"] = {key: data[key] for key in keys if key in data}
     else:
         manifest.pop("data", None)
-    return replace(stage, manifest=manifest, config=_config(stage) if stage.kind == "finetune" else {})
+    return replace(stage, manifest=manifest, config=_config(stage))
 
 
 def _config(stage: Stage) -> dict[str, Any]:
+    if stage.kind != "finetune":
+        return {key: stage.config[key] for key in _PUBLIC_SAMPLE if key in stage.config and stage.kind == "sample"}
     config: dict[str, Any] = {name: dict(stage.config.get(name) or {}) for name in _PUBLIC_SECTIONS}
     config["model"] = {key: None if _is_path(value) else value for key, value in config["model"].items()}
     data = stage.config.get("data") or {}

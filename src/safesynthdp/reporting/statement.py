@@ -107,8 +107,9 @@ def _sampling(_: Group, guarantee: Guarantee) -> str | None:
         return None
     if training.kind != "dpsgd":
         return "none assumed: the run trained without privacy"
-    done = training.mechanism.get("sampling", "poisson")
-    return f"assumed: Poisson, each unit drawn on its own; done: {str(done).capitalize()}, from a secret key"
+    done = training.mechanism.get("sampling")
+    said = NOT_STATED if done is None else f"{str(done).capitalize()}, as priced"
+    return f"assumed: Poisson, each unit drawn on its own; done: {said}"
 
 
 def _training_numbers(_: Group, guarantee: Guarantee) -> str | None:
@@ -160,6 +161,8 @@ def _seed(_: Group, guarantee: Guarantee) -> str | None:
 
 
 def _filters(group: Group, _: Guarantee) -> str | None:
+    if not any(not sample.is_untuned for sample in group.samples):
+        return "none: no text was sampled"
     settings = [sample.stage.config for sample in group.samples if not sample.is_untuned and sample.stage.config]
     shown = ("temperature", "top_k", "top_p", "max_new_tokens")
     decoding = (value_text({key: config[key] for key in shown if key in config}) for config in settings)

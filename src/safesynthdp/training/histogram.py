@@ -6,9 +6,8 @@ Here: drawing the noisy counts once and writing them into the run. Elsewhere: th
 
 from typing import Any
 
-from safesynthdp.privacy.integer_noise import EntropySource
 from safesynthdp.privacy.mechanisms import label_shares
-from safesynthdp.privacy.randomness import StepKeys, derive_key
+from safesynthdp.privacy.randomness import EntropySource, StepKeys, derive_key
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.records import Records
 from safesynthdp.runs import RunDirectory
@@ -41,7 +40,7 @@ def settle_labels(
         write_json(path, _content(labels, source="exact", counts=counts, shares=label_shares(counts)))
         return
     spending.charge_histogram()
-    entropy = EntropySource(derive_key(keys.noise, "label_histogram"), seeded=keys.seeded)
+    entropy = EntropySource.keyed(derive_key(keys.noise, "label_histogram"), seeded=keys.seeded)
     noisy = plan.histogram.draw(counts, entropy=entropy)
     write_json(path, _content(labels, source="discrete_laplace", counts=noisy, shares=label_shares(noisy)))
 

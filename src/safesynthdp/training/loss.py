@@ -7,6 +7,7 @@ records (scoring.py). Shapes: B rows, T padded length, V vocabulary.
 import inspect
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from safesynthdp.training.examples import Batch
@@ -44,5 +45,5 @@ def record_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _accepts(model: nn.Module, argument: str) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in inspect.signature(inner.forward).parameters
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return argument in inspect.signature(type(inner).forward).parameters

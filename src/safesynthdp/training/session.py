@@ -110,11 +110,12 @@ def one_device() -> torch.device:
 
 
 def _model_and_engine(config: FinetuneConfig, *, device: torch.device, dp: bool) -> tuple[nn.Module, ClippingEngine]:
-    base = load_base_model(config.model, seed=config.train.seed).to(device)
+    base = load_base_model(config.model, seed=config.train.seed)
+    base.to(device)  # type: ignore[arg-type]  # transformers wraps the signature away
     if config.hardware.gradient_checkpointing:
         # Opacus' hooks need the reentrant form, which needs an input that requires a gradient.
-        base.gradient_checkpointing_enable({"use_reentrant": True})
-        base.enable_input_require_grads()
+        base.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[no-untyped-call]
+        base.enable_input_require_grads()  # type: ignore[no-untyped-call]
     use_lora = wants_lora(config.model, config.lora)
     model = make_trainable(base, config.lora, seed=config.train.seed, use_lora=use_lora)
     model.train()

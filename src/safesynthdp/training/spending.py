@@ -54,7 +54,7 @@ class Spending:
         if steps <= self.steps:
             return
         entry = self.ledger.entry(TRAINING)
-        self.ledger = self.ledger.replace_entry(entry.with_mechanism(entry.mechanism | {"steps": steps}))
+        self.ledger = self.ledger.replace_entry(entry.with_mechanism({**entry.mechanism, "steps": steps}))
         self.ledger.write(self.path)
 
     def charge_histogram(self) -> None:

@@ -156,7 +156,7 @@ def _fill_optimizer(
 def _latest(state: Path) -> Path | None:
     if not (state / LATEST).is_file():
         return None
-    folder = state / json.loads((state / LATEST).read_text(encoding="utf-8"))["folder"]
+    folder = state / str(json.loads((state / LATEST).read_text(encoding="utf-8"))["folder"])
     if not folder.is_dir():
         raise LedgerMismatch(f"{state / LATEST} names a state that is gone; start another run in a new output_dir")
     return folder

@@ -25,8 +25,6 @@ from safesynthdp.training.loss import record_losses
 class NoiseMechanism(Protocol):
     """What a step needs of the mechanism that is priced (``DPSGDMechanism``)."""
 
-    per_sample_max_grad_norm: float
-
     def noise(self, *, step: int, tensor: int, count: int, keys: StepKeys, offset: int = 0) -> NDArray[np.float64]:
         """Return [count] float64 normals with standard deviation noise_multiplier * C."""
         ...
