@@ -77,12 +77,13 @@ def test_another_archive_is_refused(tmp_path: Path, broken: str) -> None:
 def test_the_split_goes_by_the_raw_text_and_the_record_by_the_clean_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = next(f"R&amp;D {i}" for i in range(999) if split_bucket(f"R&amp;D {i}") < 80 <= split_bucket(f"R&D {i}"))
+    raw = next(f"R&amp;D {i}" for i in range(999) if split_bucket(f"R&D {i}") < 80 <= split_bucket(f"R&amp;D {i}"))
     path = archive(tmp_path / "a.tar.gz", FILES | {"tweets": f"6\t0.5\t \r\n7\t0.5\t{raw}"})
     monkeypatch.setattr("safesynthdp.records.fetch", lambda name, say: path)
     monkeypatch.setattr(read_vader, "__kwdefaults__", {"expected": 7})
     split = load_split(DataConfig(builtin="vader"))
-    assert raw.replace("&amp;", "&") in split.train.texts
+    assert split_bucket("") < 80  # the record before has no text and must not lend its side
+    assert raw.replace("&amp;", "&") in split.holdout.texts
     assert split.train.label_set == ("movie_review", "news_editorial", "product_review", "tweet")
     assert split.train.label_set_is_public
     assert not split.train.not_covered

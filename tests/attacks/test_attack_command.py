@@ -62,6 +62,7 @@ def test_a_model_that_saw_nothing_is_at_chance(finished_run: RunDirectory, make_
         assert low <= row["auc"] <= high
     assert rows["loss"]["epsilon_claimed"] == 3.0
     assert rows["loss"]["delta"] == 1e-5
+    assert not any("seeded" in note for note in rows["loss"]["notes"])
     assert rows["loss"]["num_epochs"] == pytest.approx(2.0, abs=0.2)
 
 

@@ -14,7 +14,7 @@ from safesynthdp.attacks.tier0 import BASELINE, Audited, Target
 from safesynthdp.errors import DataError
 from safesynthdp.records import DataConfig, Split, load_split
 
-TARGET = Target(target_id="t", epsilon_claimed=3.0, delta=1e-5, num_epochs=2.0, unit="record")
+TARGET = Target(target_id="t", epsilon_claimed=3.0, delta=1e-5, num_epochs=2.0, unit="record", is_seeded=False)
 ROW_KEYS = {
     *("target_id", "channel", "attack", "num_members", "num_nonmembers", "auc", "auc_interval", "tpr_at_fpr"),
     *("epsilon_lower_bound", "epsilon_attainable", "epsilon_claimed", "group_size", "method", "alpha", "delta"),
@@ -94,6 +94,14 @@ def test_a_baseline_that_wins_voids_every_row() -> None:
     assert all(any(note.startswith("void") for note in row["notes"]) for row in rows)
     too_few = tier0.audit_rows(*noise_scores(20, baseline_leak=9.0), target=TARGET, alpha=0.05)
     assert all(row["benchmark_valid"] is None for row in too_few)
+
+
+def test_rows_of_a_seeded_run_say_so_and_every_row_says_it_is_private() -> None:
+    plain = tier0.audit_rows(*noise_scores(100), target=TARGET, alpha=0.05)
+    seeded = tier0.audit_rows(*noise_scores(100), target=dataclasses.replace(TARGET, is_seeded=True), alpha=0.05)
+    assert not any("seed" in " ".join(row["notes"]) for row in plain)
+    assert all("seeded: no guarantee" in " ".join(row["notes"]) for row in seeded)
+    assert all("outside the guarantee" in " ".join(row["notes"]) for row in plain)
 
 
 def test_rows_of_users_say_that_records_are_not_independent() -> None:

@@ -79,6 +79,15 @@ def test_the_drawn_token_is_where_the_cumulative_weight_passes_the_number(weight
     assert low - slack <= number * exact.sum() <= high + slack
 
 
+def test_rounding_of_the_sums_never_draws_a_token_without_weight() -> None:
+    """The two ways to add up a block differ in the last bits; the largest number must not fall between them."""
+    weights = torch.from_numpy(np.exp(np.random.default_rng(3).normal(size=(4000, 512)) * 8)).float()
+    weights[:, 250:256] = 0
+    weights[:, 500:] = 0
+    drawn = draw(weights, torch.full((4000,), float(np.nextafter(1, 0)), dtype=torch.float64))
+    assert bool((weights.gather(1, drawn[:, None]) > 0).all())
+
+
 def test_weights_are_float32_even_for_a_bfloat16_model() -> None:
     assert Sampling().weights(torch.zeros(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
 

@@ -100,14 +100,15 @@ def test_replace_is_refused_by_accountants_that_do_not_know_it(accountant: str) 
 def test_a_joint_price_is_the_vector_and_below_the_sum() -> None:
     histogram = LabelHistogramMechanism(mechanism="laplace", scale=10.0)
     joint = joint_epsilon([training(), histogram], delta=1e-6, adjacency="add_remove")
-    assert joint == pytest.approx(4.4721, rel=1e-5)
+    assert joint == pytest.approx(4.4721, abs=1e-4)
     assert joint < training().epsilon(delta=1e-6) + histogram.epsilon(delta=1e-6)
 
 
 def test_a_joint_price_of_one_mechanism_is_its_own() -> None:
     histogram = LabelHistogramMechanism(mechanism="gaussian", scale=3.0)
-    for mechanisms in ([histogram], [histogram, training(steps=0)]):
-        assert joint_epsilon(mechanisms, delta=1e-6, adjacency="add_remove") == histogram.epsilon(delta=1e-6)
+    for idle in ([], [training(steps=0)]):
+        found = joint_epsilon([histogram, *idle], delta=1e-6, adjacency="add_remove")
+        assert found == histogram.epsilon(delta=1e-6)
     alone = training(accountant="rdp")
     assert joint_epsilon([alone], delta=1e-6, adjacency="add_remove") == alone.epsilon(delta=1e-6)
     assert joint_epsilon([], delta=1e-6, adjacency="add_remove") == 0
@@ -155,8 +156,8 @@ def test_the_noise_found_covers_the_other_accesses_too() -> None:
     noise = find_noise_multiplier(
         target_epsilon=2.0, delta=1e-6, sample_rate=4096 / 120000, steps=300, others=histogram.accesses()
     )
-    both = [training(noise_multiplier=noise), histogram]
-    assert 2.0 / 1.01 <= joint_epsilon(both, delta=1e-6, adjacency="add_remove") <= 2.0
+    spent = joint_epsilon([training(noise_multiplier=noise), histogram], delta=1e-6, adjacency="add_remove")
+    assert 2.0 / 1.01 <= spent <= 2.0
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])

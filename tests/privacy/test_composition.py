@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as reference
@@ -39,7 +40,8 @@ def gaussian_epsilon(shift: float, delta: float) -> float:
         tail = math.exp(x + float(stats.norm.logcdf(-shift / 2 - x / shift)))
         return float(stats.norm.cdf(shift / 2 - x / shift)) - tail - delta
 
-    return float(optimize.brentq(excess, 0, shift * shift / 2 + 40 * shift, xtol=1e-13))
+    root: Any = optimize.brentq(excess, 0, shift * shift / 2 + 40 * shift, xtol=1e-13)
+    return float(root)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-6, 1e-10, 1e-15])
@@ -102,7 +104,7 @@ def test_one_more_step_always_costs_more() -> None:
 
 
 def test_a_coarser_grid_is_never_cheaper() -> None:
-    access = [steps(0.8, 0.01, 500), TwoPoint(epsilon=0.3, count=2)]
+    access: list[GaussianSteps | TwoPoint] = [steps(0.8, 0.01, 500), TwoPoint(epsilon=0.3, count=2)]
     fine, rough = (composed_epsilon(access, delta=1e-6, adjacency="replace", points=n) for n in (2**18, 2**13))
     assert fine <= rough
 

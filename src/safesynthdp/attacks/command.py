@@ -158,6 +158,7 @@ def _target(run: RunDirectory) -> "Target":
         delta=weights[-1].delta if weights else None,
         num_epochs=sum(steps) * float(batch) / units if steps and batch and units else None,
         unit=ledger.unit,
+        is_seeded=any(entry.randomness.get("seeded", True) for entry in ledger.entries),
     )
 
 

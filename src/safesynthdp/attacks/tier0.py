@@ -39,6 +39,8 @@ INDICATOR_NOTE = (
     "a coin for each record, so no epsilon bound is claimed from it"
 )
 VOID_NOTE = "void: the text alone tells members from non-members (99.9% interval), so no attack here proves a leak"
+PRIVATE_NOTE = "computed on private data and outside the guarantee: these numbers are not a release, keep them private"
+SEEDED_NOTE = "the run is seeded: no guarantee against whoever knows the seed"
 USERS_NOTE = "the records of one user are not independent: the intervals, taken over records, are too narrow"
 UNKNOWN_NOTE = "too few records for the text baseline to say whether the benchmark is valid"
 
@@ -55,6 +57,8 @@ class Target:
     """Mean number of times a record (or user) was drawn."""
     unit: str
     """Whom the ledger protects: record or user."""
+    is_seeded: bool
+    """The run's noise came from a seed that somebody may know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +114,7 @@ def audit_rows(
 ) -> list[dict[str, Any]]:
     """Return one row of audit.json an attack; every key is there, None where there is nothing to say."""
     valid = benchmark_is_valid(scores[BASELINE], is_member)
-    notes = [INDICATOR_NOTE, *([VOID_NOTE] if valid is False else [UNKNOWN_NOTE] if valid is None else [])]
-    notes += [USERS_NOTE] if target.unit == "user" else []
+    notes = _notes(target, valid)
     rows = list[dict[str, Any]]()
     for attack, values in scores.items():
         members, nonmembers = values[is_member], values[~is_member]
@@ -186,6 +189,18 @@ def scores_table(
         "k_out": pa.array(np.zeros(size * len(attacks), dtype=np.int64)),
     }
     return pa.table(columns)
+
+
+def _notes(target: Target, valid: bool | None) -> list[str]:
+    said = [
+        (INDICATOR_NOTE, True),
+        (PRIVATE_NOTE, True),
+        (VOID_NOTE, valid is False),
+        (UNKNOWN_NOTE, valid is None),
+        (USERS_NOTE, target.unit == "user"),
+        (SEEDED_NOTE, target.is_seeded),
+    ]
+    return [note for note, applies in said if applies]
 
 
 def _gather(split: Split, places: Sequence[tuple[bool, int]]) -> Records:

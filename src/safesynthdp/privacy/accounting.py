@@ -22,7 +22,9 @@ from safesynthdp.privacy.losses import Access, Adjacency, GaussianSteps
 PRV_ERROR = 0.01
 _PRV_MEMORY = 30_000_000  # points of Opacus' grid
 _TOLERANCE = 1e-3
+_MOST_PRICES = 100
 _NOISE_RANGE = (1e-3, 1e7)
+_RARE = 1e-4  # below this sample rate one step moves less than a grid of the usual size resolves
 
 
 class Priced(Protocol):
@@ -168,7 +170,8 @@ def _price(accesses: tuple[Access, ...], delta: float, adjacency: Adjacency, acc
         return renyi.epsilon(accesses, delta=delta)
     if accountant == "prv" and len(accesses) == 1 and isinstance(accesses[0], GaussianSteps):
         return _prv_epsilon(accesses[0], delta)
-    return composed_epsilon(accesses, delta=delta, adjacency=adjacency, points=points)
+    rare = any(isinstance(access, GaussianSteps) and access.sample_rate < _RARE for access in accesses)
+    return composed_epsilon(accesses, delta=delta, adjacency=adjacency, points=4 * points if rare else points)
 
 
 def _prv_epsilon(access: GaussianSteps, delta: float) -> float:
@@ -190,27 +193,34 @@ def _prv_epsilon(access: GaussianSteps, delta: float) -> float:
 
 
 def _search(price: Callable[[float], float], target: float, start: float) -> float:
-    """Return x with ``target / 1.001 <= price(x) <= target`` for a falling price: a bracketed secant in logarithms."""
-    low, high = _NOISE_RANGE[0], math.inf  # price(low) is above the target, price(high) is not
-    x, last, slope = start, (0.0, 0.0), -1.0
-    for turn in range(80):
+    """Return x with ``target / 1.001 <= price(x) <= target`` for a falling price: a bracketed secant in logarithms.
+
+    Where the price jumps, or is flat to rounding, x is the end of the bracket at which the target is met.
+    """
+    least, most = _NOISE_RANGE
+    low, high = least, math.inf  # price(low) is above the target (assumed at the start), price(high) is not
+    x, last, slope = start, (math.nan, math.nan), -1.0
+    for _ in range(_MOST_PRICES):
+        if low >= most or high <= 1.01 * least:
+            break
         epsilon = price(x)
-        if target / (1 + _TOLERANCE) <= epsilon <= target or (epsilon <= target and x / low < 1 + 1e-9):
+        if target / (1 + _TOLERANCE) <= epsilon <= target:
             return x
         low, high = (low, x) if epsilon <= target else (x, high)
-        if low >= _NOISE_RANGE[1] or high <= _NOISE_RANGE[0] * (1 + 1e-9):
-            break
+        if high / low < 1 + 1e-9:
+            return high
         if not 0 < epsilon < math.inf:
-            x = min(2 * x, math.sqrt(x * high)) if epsilon else math.sqrt(x * low)
+            x = math.sqrt(x * low) if epsilon == 0 else min(2 * x, math.sqrt(x * high))
             continue
         here = (math.log(x), math.log(epsilon))
-        if turn and here[0] != last[0]:
+        if here[0] != last[0] and not math.isnan(last[0]):
             slope = min(-0.05, (here[1] - last[1]) / (here[0] - last[0]))
         last = here
         step = (math.log(target) - _TOLERANCE / 2 - here[1]) / slope
         x = math.exp(here[0] + max(-3.0, min(3.0, step)))
         if not low < x < high:
             x = math.sqrt(low * high) if high < math.inf else 2 * low
-    raise ConfigError(
-        f"target_epsilon={target} is reached by no noise_multiplier in {_NOISE_RANGE}; change it or steps"
-    )
+    else:
+        if high < math.inf:
+            return high
+    raise ConfigError(f"target_epsilon={target} is met by no noise_multiplier from {least:g} to {most:g}; change it")

@@ -5,7 +5,7 @@ its range answers something else.
 """
 
 import math
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.losses import Adjacency
@@ -65,6 +65,6 @@ def accountant(name: str, value: Any, *, relation: Adjacency) -> str:
     return str(value)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Return whether ``value`` is an int or a float, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)

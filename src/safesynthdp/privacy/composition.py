@@ -199,7 +199,7 @@ def _solve(losses: Floats, masses: Floats, infinity: float, delta: float) -> flo
 
     def excess(epsilon: float) -> float:
         above = int(np.searchsorted(losses, epsilon, side="right"))
-        return infinity + mass_above[above] - float(masses[above:] @ np.exp(epsilon - losses[above:])) - delta
+        return infinity + float(mass_above[above] - masses[above:] @ np.exp(epsilon - losses[above:])) - delta
 
     if infinity >= delta:
         return math.inf

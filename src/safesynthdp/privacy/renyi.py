@@ -70,7 +70,7 @@ def _by_sum(noise: float, rate: float, order: int) -> float:
     k = np.arange(order + 1)
     binomial = special.gammaln(order + 1) - special.gammaln(k + 1) - special.gammaln(order - k + 1)
     terms = binomial + (order - k) * math.log1p(-rate) + k * math.log(rate) + k * (k - 1) / (2 * noise**2)
-    return float(special.logsumexp(terms))
+    return float(np.logaddexp.reduce(terms))
 
 
 def _by_trapezoids(noise: float, rate: float, order: float) -> float:
@@ -78,4 +78,4 @@ def _by_trapezoids(noise: float, rate: float, order: float) -> float:
     width = 1 / 16
     x = np.arange(-14, order / noise + 14, width)
     loss = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * x * noise - 1) / (2 * noise**2))
-    return float(special.logsumexp(order * loss - x**2 / 2)) + math.log(width / math.sqrt(2 * math.pi))
+    return float(np.logaddexp.reduce(order * loss - x**2 / 2)) + math.log(width / math.sqrt(2 * math.pi))

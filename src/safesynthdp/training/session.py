@@ -5,7 +5,6 @@ Here: what needs torch. Elsewhere: the plan made before (command.py) and the loo
 
 import hashlib
 import json
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from safesynthdp.models import (
     quiet,
     wants_lora,
 )
+from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Release
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import duration
@@ -198,7 +198,7 @@ def _guarantee(release: Release, config: FinetuneConfig) -> str:
         return "No formal guarantee: trained without clip and noise."
     seeded = " Seeded: no guarantee against whoever knows the seed." if config.privacy.unsafe_seed is not None else ""
     return (
-        f"({_up(release.epsilon)}, {release.delta:g})-differential privacy per {config.privacy.unit}, "
+        f"({round_up(release.epsilon)}, {release.delta:g})-differential privacy per {config.privacy.unit}, "
         f"{config.privacy.adjacency} adjacency.{seeded}"
     )
 
@@ -206,10 +206,6 @@ def _guarantee(release: Release, config: FinetuneConfig) -> str:
 def _sentence(release: Release, plan: PrivacyPlan, config: FinetuneConfig) -> str:
     if release.epsilon is None:
         return "no formal guarantee"
-    spent = f"spent epsilon={_up(release.epsilon)} at delta={release.delta:g} per {config.privacy.unit}"
+    spent = f"spent epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {config.privacy.unit}"
     return f"{spent} in {plan.steps} steps"
 
-
-def _up(epsilon: float) -> str:
-    """Round up for people: never print less than was spent."""
-    return f"{math.ceil(epsilon * 1e4 - 1e-9) / 1e4:.4f}"
