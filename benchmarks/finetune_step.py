@@ -49,7 +49,8 @@ def _arm(name: str, arguments: argparse.Namespace) -> Any:
     """Return a function that does one whole logical step of an arm, noise and optimizer included."""
     import torch
 
-    from safesynthdp.models import FromScratchConfig, LoraConfig, ModelConfig, load_base_model, make_trainable
+    from safesynthdp.model_config import FromScratchConfig, LoraConfig, ModelConfig
+    from safesynthdp.models import load_base_model, make_trainable
     from safesynthdp.privacy.mechanisms import DPSGDMechanism
     from safesynthdp.privacy.randomness import StepKeys
     from safesynthdp.training.clipping import HooksEngine, PlainEngine, trainable_parameters

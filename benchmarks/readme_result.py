@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safesynthdp.privacy.command import round_up
+
 BEGIN, END = "<!-- result: written by benchmarks/readme_result.py -->", "<!-- end of result -->"
 STAGES = ("run", "synthetic", "untuned", "evaluation", "attack", "report")
 
@@ -28,14 +30,16 @@ def table(demo: Path) -> str:
     release = next(r for r in ledger["releases"] if r["artifact"] == "weights")
     rows = _json(demo / "evaluation/metrics.json")["metrics"]
     count = manifests["synthetic"]["num_records"]
+    price = f"**epsilon = {round_up(release['epsilon'])}** at delta = {release['delta']:g}"
     cells = {
-        "synthetic": f"{count:,} synthetic texts, **epsilon = {release['epsilon']:.4f}** at delta = {release['delta']:g}",
+        "synthetic": f"{count:,} synthetic texts, {price}",
         "base_model": "the same number from the untuned model (epsilon = 0)",
         "real_matched": "the same number of real texts (no privacy)",
         "real": "all real texts (no privacy)",
     }
     lines = ["| classifiers trained on | logistic regression | naive Bayes |", "|---|---|---|"]
-    lines += [f"| {what} | {_accuracy(rows, 'lr', key)} | {_accuracy(rows, 'nb', key)} |" for key, what in cells.items()]
+    for key, what in cells.items():
+        lines.append(f"| {what} | {_accuracy(rows, 'lr', key)} | {_accuracy(rows, 'nb', key)} |")
     overlap = {name: next(r for r in rows if r["name"] == name and r["train_on"] == "difference") for name in OVERLAPS}
     shared = ", ".join(f"{what} {_interval(overlap[name], '+.2%')}" for name, what in OVERLAPS.items())
     attacks = ", ".join(f"{row['attack']} {_attack(row)}" for row in attack)
@@ -50,7 +54,8 @@ def table(demo: Path) -> str:
         f"{attacks}; no epsilon is audited by them.",
         "",
         f"`make demo`: {seconds / 60:.1f} minutes after set-up ({stages}), at most {memory:.1f} GiB, "
-        f"{hardware['cpu_cores']} CPU cores, no GPU; {manifests['run']['created'][:10]}, commit {manifests['run']['commit']}.",
+        f"{hardware['cpu_cores']} CPU cores, no GPU; {manifests['run']['created'][:10]}, commit "
+        f"{manifests['run']['commit']}.",
     ]
     return "\n".join(lines + facts)
 
@@ -63,8 +68,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _row(rows: list[dict[str, Any]], model: str, train_on: str) -> dict[str, Any]:
-    found = (r for r in rows if (r["name"], r["model"], r["train_on"], r["label"]) == ("accuracy", model, train_on, None))
-    return next(found)
+    wanted = ("accuracy", model, train_on, None)
+    return next(r for r in rows if (r["name"], r["model"], r["train_on"], r["label"]) == wanted)
 
 
 def _accuracy(rows: list[dict[str, Any]], model: str, train_on: str) -> str:

@@ -8,9 +8,11 @@ trained on private text: it comes with the model, or is the byte tokenizer.
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from safesynthdp.errors import ConfigError, SafeSynthError, UnsupportedLayer, UserError
+from safesynthdp.clippable import refuse_model, refuse_trainables
+from safesynthdp.errors import SafeSynthError, UnsupportedLayer, UserError
+from safesynthdp.model_config import FromScratchConfig, LoraConfig, ModelConfig
 from safesynthdp.runs import CHECKPOINT, RunDirectory
 
 if TYPE_CHECKING:
@@ -19,90 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TEMPLATE = "{label}:\n"
 BUILTIN_MODELS = ("smollm2-135m",)
-_REFUSED_TYPES = {
-    "opt": "its feed-forward layers flatten records into one another",
-    "mixtral": "experts route tokens across records",
-}
-_FULL_FINETUNE_REFUSED = {
-    "gemma": "its embedding holds a buffer",
-    "gemma2": "its embedding holds a buffer",
-    "gemma3_text": "its embedding holds a buffer",
-    "falcon": "it changes a view in place",
-    "gpt_neo": "its position ids are shared by the batch",
-    "gpt_bigcode": "its position ids are shared by the batch",
-    "llama4_text": "it changes a view in place",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FromScratchConfig:
-    """A small Llama with random weights and the byte tokenizer: no files, for tests and first steps."""
-
-    hidden_size: int = 64
-    """Width of the residual stream."""
-    num_hidden_layers: int = 2
-    """Number of blocks."""
-    num_attention_heads: int = 4
-    """Heads a block; divides hidden_size."""
-    intermediate_size: int | None = None
-    """Width of the feed-forward layer; null = 4 * hidden_size."""
-
-    def __post_init__(self) -> None:
-        """Refuse shapes that cannot be built."""
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.from_scratch.{name}={getattr(self, name)}: give a whole number above 0")
-        if self.hidden_size % (2 * self.num_attention_heads):
-            raise ConfigError(
-                f"model.from_scratch.hidden_size={self.hidden_size} is not a multiple of 2 * num_attention_heads="
-                f"{2 * self.num_attention_heads}; change one of them"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model is fine-tuned: exactly one of ``model_name_or_path`` and ``from_scratch``."""
-
-    model_name_or_path: str | None = None
-    """A causal LM by Hugging Face name or local path, or the builtin 'smollm2-135m'."""
-    from_scratch: FromScratchConfig | None = None
-    """Build a tiny random model instead (keys: hidden_size, num_hidden_layers, ...)."""
-    revision: str | None = None
-    """Commit or tag on the hub; recorded, so pin it for anything you publish."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Storage of the frozen base; what is trained is always float32."""
-    attn_implementation: str | None = None
-    """As in transformers ('sdpa', 'eager', ...); null = its default."""
-
-    def __post_init__(self) -> None:
-        """Refuse neither and both."""
-        if (self.model_name_or_path is None) == (self.from_scratch is None):
-            raise ConfigError("model.model_name_or_path: give it or model.from_scratch, exactly one of the two")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft; the base stays frozen."""
-
-    enabled: bool | None = None
-    """null = yes for a pretrained model, no for one from scratch."""
-    lora_r: int = 16
-    """Rank of the adapters."""
-    lora_alpha: float = 32
-    """Scale: the update is multiplied by lora_alpha / lora_r."""
-    lora_dropout: float = 0.0
-    """Dropout on the adapters' input."""
-    target_modules: list[str] | str = "all-linear"
-    """Names of the linear layers that get adapters, or 'all-linear' (all but the head)."""
-    use_rslora: bool = False
-    """Scale by lora_alpha / sqrt(lora_r) instead."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers without a meaning."""
-        if self.lora_r < 1:
-            raise ConfigError(f"lora.lora_r={self.lora_r}: give a whole number above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora.lora_dropout={self.lora_dropout}: give a number in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,39 +143,6 @@ def make_trainable(model: "PreTrainedModel", lora: LoraConfig, *, seed: int, use
 def wants_lora(model: ModelConfig, lora: LoraConfig) -> bool:
     """Return whether adapters are used; the default follows from the kind of model."""
     return lora.enabled if lora.enabled is not None else model.from_scratch is None
-
-
-def refuse_model(model: "PreTrainedModel", *, use_lora: bool) -> None:
-    """Refuse, by name, an architecture whose records reach into one another."""
-    kind = str(model.config.model_type)
-    if getattr(model, "is_quantized", False):
-        raise UnsupportedLayer(f"model ({kind}) is quantised, which has no exact float32 gradient; load it unquantised")
-    if kind in _REFUSED_TYPES:
-        raise UnsupportedLayer(f"model ({kind}) cannot be clipped: {_REFUSED_TYPES[kind]}; choose another model")
-    for name, module in model.named_modules():
-        lowered = type(module).__name__.lower()
-        if "experts" in lowered or "moe" in lowered or lowered.endswith("router"):
-            raise UnsupportedLayer(f"{name} ({type(module).__name__}) routes across records; choose a dense model")
-        if "batchnorm" in lowered:
-            raise UnsupportedLayer(
-                f"{name} ({type(module).__name__}) mixes the records of a batch; choose another model"
-            )
-    if not use_lora and kind in _FULL_FINETUNE_REFUSED:
-        raise UnsupportedLayer(f"model ({kind}) cannot be trained in full: {_FULL_FINETUNE_REFUSED[kind]}; use LoRA")
-
-
-def refuse_trainables(model: "nn.Module") -> None:
-    """Refuse trainable parameters that are not float32, and adapters on embeddings."""
-    import torch
-
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
-        raise UnsupportedLayer("lora.target_modules selects no layer; name linear layers of this model")
-    for name, parameter in trainable:
-        if "lora_embedding_" in name:
-            raise UnsupportedLayer(f"{name} is an adapter on an embedding; leave it out of lora.target_modules")
-        if parameter.dtype != torch.float32:
-            raise UnsupportedLayer(f"{name} is {parameter.dtype}; what is trained must be float32")
 
 
 def load_run_model(run: RunDirectory, *, untuned: bool = False) -> LoadedModel:

@@ -4,17 +4,18 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as reference
 from dp_accounting.privacy_accountant import NeighboringRelation
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from safesynthdp.privacy import composition
 from safesynthdp.privacy.composition import COARSE_POINTS, composed_epsilon
 from safesynthdp.privacy.conversions import discrete_exact, kov
-from safesynthdp.privacy.losses import Adjacency, DiscreteGaussian, GaussianSteps, TwoPoint
+from safesynthdp.privacy.losses import Adjacency, Direction, DiscreteGaussian, GaussianSteps, TwoPoint
 
 RELATION = {
     "add_remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -85,7 +86,7 @@ def test_epsilon_falls_with_noise_and_delta_and_rises_with_rate_and_steps(
     noise: float, rate: float, count: int, delta: float, adjacency: Adjacency
 ) -> None:
     def price(access: GaussianSteps, at: float = delta) -> float:
-        return composed_epsilon([access], delta=at, adjacency=adjacency, points=COARSE_POINTS)
+        return composed_epsilon([access], delta=at, adjacency=adjacency, points=2**12)
 
     slack = 1 + 1e-9
     epsilon = price(steps(noise, rate, count))
@@ -93,6 +94,30 @@ def test_epsilon_falls_with_noise_and_delta_and_rises_with_rate_and_steps(
     assert price(steps(noise, rate / 1.5, count)) <= epsilon * slack
     assert price(steps(noise, rate, count), delta * 2) <= epsilon * slack
     assert price(steps(noise, rate, 2 * count)) >= epsilon / slack
+
+
+@pytest.mark.parametrize("direction", ["remove", "add", "replace"])
+@pytest.mark.parametrize(("noise", "rate"), [(0.7, 0.2), (2.0, 1.0)])
+def test_a_grid_keeps_every_mass_and_reveals_at_least_the_true_pair(
+    direction: Direction, noise: float, rate: float
+) -> None:
+    interval, tail = 0.05, 1e-3  # a coarse grid and heavy cuts, so that a lost mass shows
+    grid = steps(noise, rate, 1).grid(direction, interval, tail)
+    losses = grid.losses(interval)
+    assert float(grid.masses.sum()) + grid.infinity == pytest.approx(1.0, abs=1e-12)
+    assert float(grid.masses @ np.exp(-losses)) <= 1 + 1e-12
+    assert 0 < grid.infinity <= tail * (1 + 1e-9)
+    x = np.linspace(-30, 30, 600_001)
+    weights = (0.0 if direction == "add" else rate), (0.0 if direction == "remove" else rate)
+    upper, lower = (
+        (1 - weight) * stats.norm.pdf(x, scale=noise) + weight * stats.norm.pdf(x, loc=centre, scale=noise)
+        for weight, centre in zip(weights, (1, -1), strict=True)
+    )
+    for epsilon in (-1.0, 0.0, 0.013, 0.3, 1.0, 2.0):
+        true = float(np.maximum(upper - math.exp(epsilon) * lower, 0).sum()) * 1e-4
+        above = losses > epsilon
+        found = grid.infinity + float(grid.masses[above] @ -np.expm1(epsilon - losses[above]))
+        assert true - 1e-9 <= found <= true + 2 * tail
 
 
 def test_one_more_step_always_costs_more() -> None:
@@ -127,8 +152,8 @@ def test_a_joint_price_is_at_least_each_part_and_at_most_their_sum() -> None:
     parts: list[GaussianSteps | TwoPoint | DiscreteGaussian] = [
         steps(1.0, 0.03, 300), TwoPoint(epsilon=0.5, count=1), DiscreteGaussian(scale=4.0, count=1),
     ]  # fmt: skip
-    alone = [composed_epsilon([part], delta=1e-6, adjacency="add_remove", points=2**16) for part in parts]
-    joint = composed_epsilon(parts, delta=1e-6, adjacency="add_remove", points=2**16)
+    alone = [composed_epsilon([part], delta=1e-6, adjacency="add_remove", points=2**14) for part in parts]
+    joint = composed_epsilon(parts, delta=1e-6, adjacency="add_remove", points=2**14)
     assert max(alone) < joint < sum(alone)
 
 
@@ -146,7 +171,7 @@ def test_extreme_noise_and_rates_give_finite_prices_or_zero() -> None:
     delta=st.sampled_from([1e-3, 1e-5, 1e-8]),
     adjacency=st.sampled_from(["add_remove", "replace"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_epsilon_is_never_below_an_optimistic_accountant(
     noise: float, rate: float, count: int, delta: float, adjacency: Adjacency
 ) -> None:
@@ -159,4 +184,5 @@ def test_epsilon_is_never_below_an_optimistic_accountant(
         neighboring_relation=RELATION[adjacency],
     )
     optimistic = float(single.self_compose(count).get_epsilon_for_delta(delta))
+    assume(optimistic < 700)  # above, the reference underflows
     assert optimistic <= composed_epsilon([steps(noise, rate, count)], delta=delta, adjacency=adjacency) + 1e-9

@@ -143,7 +143,7 @@ def test_an_entry_without_one_of_its_numbers_is_refused(key: str) -> None:
         DPSGDMechanism.from_entry(entry)
 
 
-@pytest.mark.parametrize("epsilon", [0.1, 1 / 3, 0.7, 2.0])
+@pytest.mark.parametrize("epsilon", [0.1, 1 / 3, 0.7, 2.0, 49.0, *(k / 7 for k in range(1, 60))])
 def test_a_histogram_costs_no_more_than_asked_for(epsilon: float) -> None:
     for adjacency, cells in (("add_remove", 1), ("replace", 2)):
         histogram = LabelHistogramMechanism.from_epsilon(epsilon, adjacency)  # type: ignore[arg-type]

@@ -98,6 +98,7 @@ def test_keys_are_never_shown() -> None:
     keys = StepKeys.from_unsafe_seed(1)
     for shown in (repr(keys), str(keys), f"{keys}", repr(EntropySource(keys.noise))):
         assert keys.sampling.hex() not in shown
+        assert str(keys.sampling) not in shown
         assert str(keys.noise) not in shown
         assert keys.noise.hex() not in shown
     with pytest.raises(LedgerMismatch) as caught:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from safesynthdp.errors import ConfigError, UnsupportedLayer
-from safesynthdp.models import LoraConfig, make_trainable
+from safesynthdp.model_config import LoraConfig
+from safesynthdp.models import make_trainable
 from safesynthdp.training.clipping import CLIP_MARGIN, HooksEngine, PlainEngine, clip_factors, trainable_parameters
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses, target_log_probs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from torch import nn
 
-from safesynthdp.models import ModelConfig
+from safesynthdp.model_config import ModelConfig
 from safesynthdp.privacy.storage import disk_error, write_json, write_text
 from safesynthdp.runs import CHECKPOINT
 

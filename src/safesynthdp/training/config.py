@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.models import LoraConfig, ModelConfig
+from safesynthdp.model_config import LoraConfig, ModelConfig
 from safesynthdp.records import DataConfig
 
 

@@ -208,4 +208,3 @@ def _sentence(release: Release, plan: PrivacyPlan, config: FinetuneConfig) -> st
         return "no formal guarantee"
     spent = f"spent epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {config.privacy.unit}"
     return f"{spent} in {plan.steps} steps"
-
