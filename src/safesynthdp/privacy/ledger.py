@@ -16,7 +16,7 @@ from safesynthdp.privacy.accounting import accountant_version, joint_accountant,
 from safesynthdp.privacy.losses import Adjacency
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-6
 """Relative: a stored epsilon below the recomputed one by more than this is a defect."""
 _NO_GUARANTEE = "none"
 

@@ -7,6 +7,7 @@ clipping (training). Fields are public; records, counts and randomness are argum
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -195,7 +196,7 @@ class LabelHistogramMechanism:
             The labels are a public list: the count of a label that no record has is 0, is noised and stays. A label
             found in the data and not in the list must not become a cell.
         """
-        exact = [checks.whole("counts", int(count), at_least=0) for count in counts]
+        exact = [checks.whole("counts", operator.index(count), at_least=0) for count in counts]
         scale = Fraction(self.scale)
         sampler = discrete_laplace if self.mechanism == "laplace" else discrete_gaussian
         return [count + sampler(scale, entropy) for count in exact]
