@@ -35,7 +35,7 @@ DEMO ?= demo
 demo: setup
 	$(BIN)/safesynthdp finetune --config train/recipes/smollm2_vader.yaml --output_dir $(DEMO)/run
 	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --output_dir $(DEMO)/synthetic
-	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --untuned true --output_dir $(DEMO)/untuned
+	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --untuned --output_dir $(DEMO)/untuned
 	$(BIN)/safesynthdp evaluate --real $(DEMO)/run --synthetic $(DEMO)/synthetic --holdout $(DEMO)/run \
 		--baseline $(DEMO)/untuned --output_dir $(DEMO)/evaluation
 	$(BIN)/safesynthdp attack score --run $(DEMO)/run --max_records 300 --output_dir $(DEMO)/attack

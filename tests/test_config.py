@@ -40,6 +40,8 @@ class Config:
     """Where."""
     steps: int = 3
     """Steps."""
+    quiet: bool = False
+    """A switch."""
     privacy: Promise
     """Promise."""
     data: Data = field(default_factory=Data)
@@ -56,6 +58,14 @@ def recipe(tmp_path: Path) -> Path:
 def test_a_flag_after_the_file_overrides_it(recipe: Path) -> None:
     config = parse(Config, ["--config", str(recipe), "--privacy.target_epsilon", "2", "--steps=5"], prog="x")
     assert (config.privacy.target_epsilon, config.steps, config.output_dir) == (2.0, 5, "here")
+
+
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [(["--quiet"], True), (["--quiet", "--steps", "4"], True), (["--quiet", "false"], False), ([], False)],
+)
+def test_a_switch_may_stand_alone(recipe: Path, words: list[str], on: bool) -> None:
+    assert parse(Config, ["--config", str(recipe), *words], prog="x").quiet is on
 
 
 def test_a_flag_before_the_file_is_refused_because_the_file_would_win(recipe: Path) -> None:

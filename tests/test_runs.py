@@ -94,3 +94,10 @@ def test_a_parent_is_found_through_its_children_and_only_while_it_is_the_same_ru
     manifest = json.loads((run.path / "manifest.json").read_text())
     (run.path / "manifest.json").write_text(json.dumps(manifest | {"run_id": "another"}))
     assert parent_of(sample, kind="finetune") is None
+
+
+def test_a_run_that_stopped_before_its_work_began_may_be_started_over_with_another_config(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    again = RunDirectory.create(tmp_path / "run", kind="finetune", config=CONFIG | {"steps": 9})
+    assert again.config()["steps"] == 9
+    assert not again.is_resumed

@@ -37,6 +37,7 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, positio
     """
     import jsonargparse
 
+    argv = _spell_out_switches(config_class, argv)
     _refuse_overrides_before_config(argv)
     _refuse_whole_sections(config_class, argv)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -116,6 +117,22 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     """Return the files named by ``--config F`` and ``--config=F``."""
     following = [Path(argv[i + 1]) for i, word in enumerate(argv[:-1]) if word == "--config"]
     return following + [Path(word.removeprefix("--config=")) for word in argv if word.startswith("--config=")]
+
+
+def _spell_out_switches(config_class: type[Any], argv: Sequence[str]) -> list[str]:
+    """``--json`` alone means ``--json=true``, for every key that is yes or no."""
+    switches = {f"--{key}" for key in _known_keys(config_class) if _type_of(config_class, key) is bool}
+    words = list[str]()
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        is_bare = word in switches and following.lower() not in ("true", "false")
+        words.append(f"{word}=true" if is_bare else word)
+    return words
+
+
+def _type_of(config_class: type[Any], key: str) -> Any:
+    """Return the type of a dotted key."""
+    first, _, rest = key.partition(".")
+    return _type_of(_sections(config_class)[first], rest) if rest else typing.get_type_hints(config_class)[first]
 
 
 def _refuse_overrides_before_config(argv: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def _lines(what: str, *, total: int, unit: str) -> Callable[[int], None]:
         nonlocal said, done
         done += count
         now = time.monotonic()
-        if now - said < SECONDS_BETWEEN_LINES and done < total:
+        if done == 0 or (now - said < SECONDS_BETWEEN_LINES and done < total):
             return
         said = now
         left = (now - start) / max(done, 1) * (total - done)

@@ -68,7 +68,7 @@ class RunDirectory:
         except OSError as error:
             raise disk_error(path, error) from error
         run = cls(path=path, manifest=earlier or {}, _lock=_lock(path))
-        if not earlier:
+        if earlier is None:
             run.manifest = _new_manifest(kind=kind, hashed=hashed, parents=parents)
             write_text(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
             write_json(path / MANIFEST, run.manifest)
@@ -188,6 +188,8 @@ def _own_manifest(path: Path, *, kind: Kind, hashed: str) -> dict[str, Any] | No
     manifest = RunDirectory.open(path).manifest
     if manifest["kind"] != kind:
         raise ConfigError(f"output_dir={path} holds the output of '{manifest['kind']}'; give another directory")
+    if manifest["status"] == "created":
+        return None  # it stopped before its work began: nothing is lost by starting over
     if manifest.get("config_hash") != hashed:
         raise ConfigError(
             f"output_dir={path} holds a run with another config (see its {CONFIG}); give another directory"

@@ -68,8 +68,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0] not in ACTIONS:
         raise ConfigError(f"attack {argv[0]}: there is no such action; there is {', '.join(ACTIONS)}")
-    words = ["--json=true" if word == "--json" else word for word in argv[1:]]
-    config = parse(AttackScoreConfig, words, prog="safesynthdp attack score")
+    config = parse(AttackScoreConfig, argv[1:], prog="safesynthdp attack score")
     run = RunDirectory.open(config.run, kind="finetune")
     if not run.is_finished:
         raise ConfigError(f"run={config.run} is not finished; finish it with the command that began it")

@@ -23,7 +23,6 @@ from safesynthdp.runs import RunDirectory
 METRICS = "metrics.json"
 VERSION = 1
 MAX_SEEDS = 100
-_FLAGS = ("--json", "--holdout_is_public")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Measure utility and memorisation of synthetic text."""
-    config = parse(EvaluateConfig, _spell_out_flags(argv), prog="safesynthdp evaluate")
+    config = parse(EvaluateConfig, argv, prog="safesynthdp evaluate")
     clock = Clock()
     paths = {"real": config.real, "synthetic": config.synthetic, "holdout": config.holdout, "baseline": config.baseline}
     inputs = load_inputs(paths, text_column=config.text_column, label_column=config.label_column)
@@ -195,15 +194,6 @@ def _no_utility(corpora: Corpora, label_column: str | None) -> str | None:
     if len(set(corpora.holdout.labels)) < 2:
         return "all holdout records have one label"
     return None
-
-
-def _spell_out_flags(argv: Sequence[str]) -> list[str]:
-    """``--json`` alone means ``--json true``."""
-    words = list[str]()
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        is_bare = word in _FLAGS and following.lower() not in ("true", "false")
-        words.append(f"{word}=true" if is_bare else word)
-    return words
 
 
 def _show(content: dict[str, Any], *, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 Here: the order of the stage. Elsewhere: each step of it.
 """
 
-import dataclasses
 import hashlib
 import os
 import time
@@ -22,12 +21,11 @@ if TYPE_CHECKING:
     from safesynthdp.privacy.ledger import Ledger
 
 _FREE_TO_DIFFER = ("output_dir", "run", "batch_size")
-_SWITCHES = tuple(f"--{field.name}" for field in dataclasses.fields(SampleConfig) if field.type in (bool, "bool"))
 
 
 def main(argv: Sequence[str]) -> None:
     """Sample one data set and write down what it inherits."""
-    sample(parse(SampleConfig, _with_switches(argv), prog="safesynthdp sample"))
+    sample(parse(SampleConfig, argv, prog="safesynthdp sample"))
 
 
 def sample(config: SampleConfig) -> RunDirectory:
@@ -170,11 +168,3 @@ def _refuse_several_processes() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != 1:
         raise ConfigError(f"num_processes={processes}: sampling runs on one process; launch with --num_processes 1")
-
-
-def _with_switches(argv: Sequence[str]) -> list[str]:
-    """Let ``--untuned`` stand for ``--untuned true``."""
-    words = list[str]()
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
-        words += [word, "true"] if word in _SWITCHES and following.startswith("--") else [word]
-    return words

@@ -21,7 +21,6 @@ from safesynthdp.reporting.publish import publishable
 from safesynthdp.runs import RunDirectory
 
 PAGE, TWIN = "report.html", "report.json"
-_SWITCHES = ("--public", "--json")
 _MAX_PER_LABEL = 20
 
 
@@ -52,7 +51,7 @@ class ReportConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Write the report; fail after writing it if a ledger or an attack contradicts a claim."""
-    config = parse(ReportConfig, _spelled_out(argv), prog="safesynthdp report", positional="runs")
+    config = parse(ReportConfig, argv, prog="safesynthdp report", positional="runs")
     groups = collect(config.runs, texts_per_label=config.samples_per_label)
     run = _open(config, groups)
     parts = [(group, read_guarantee(group)) for group in groups]
@@ -64,15 +63,6 @@ def main(argv: Sequence[str]) -> None:
     if failures:
         more = "" if len(failures) == 1 else f" (and {len(failures) - 1} more, see the page)"
         raise SafeSynthError(f"{failures[0]}{more}; do not rely on this epsilon")
-
-
-def _spelled_out(argv: Sequence[str]) -> list[str]:
-    """``--public`` alone means ``--public=true``."""
-    following = [*argv[1:], ""]
-    return [
-        f"{word}=true" if word in _SWITCHES and after.lower() not in ("true", "false") else word
-        for word, after in zip(argv, following, strict=True)
-    ]
 
 
 def _open(config: ReportConfig, groups: Sequence[Group]) -> RunDirectory:
