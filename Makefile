@@ -38,7 +38,7 @@ demo: setup
 	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --untuned --output_dir $(DEMO)/untuned
 	$(BIN)/safesynthdp evaluate --real $(DEMO)/run --synthetic $(DEMO)/synthetic --holdout $(DEMO)/run \
 		--baseline $(DEMO)/untuned --output_dir $(DEMO)/evaluation
-	$(BIN)/safesynthdp attack score --run $(DEMO)/run --max_records 300 --output_dir $(DEMO)/attack
+	$(BIN)/safesynthdp attack score --run $(DEMO)/run --max_records 200 --output_dir $(DEMO)/attack
 	$(BIN)/safesynthdp report $(DEMO)/run $(DEMO)/synthetic $(DEMO)/untuned $(DEMO)/evaluation $(DEMO)/attack \
 		--output_dir $(DEMO)/report
 
