@@ -28,7 +28,7 @@ check: setup
 	$(BIN)/typos
 
 test: setup
-	$(BIN)/python -m pytest -m "$(MARKS)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(MARKS)"
 
 # Records to report with a real model on real text: about 15 minutes on two cores, 700 MB of downloads and cache.
 DEMO ?= demo

@@ -160,6 +160,19 @@ def release_epsilon(ledger: Ledger, entries: Iterable[str], *, delta: float) -> 
     return epsilon, accountant_version(joint_accountant(mechanisms))
 
 
+def confirm(ledger: Ledger, entries: Iterable[str], epsilon: float | None, *, delta: float) -> None:
+    """Ask the second accountant before a price is written; None claims nothing and needs no confirmation.
+
+    Raises:
+        SafeSynthError: If the price is below what an independent lower bound allows.
+    """
+    from safesynthdp.privacy.second_opinion import refuse_contradiction
+
+    if epsilon is not None:
+        mechanisms = [_mechanism(ledger, entry) for entry in _traced(ledger, entries)]
+        refuse_contradiction(mechanisms, epsilon, delta=delta, adjacency=ledger.adjacency)
+
+
 def recompute(ledger: Ledger, release: Release) -> float | None:
     """Return the epsilon of a release from its entries alone; what it says of itself is not read.
 

@@ -123,7 +123,7 @@ def _histogram(privacy: PrivacyConfig) -> LabelHistogramMechanism | None:
 def _not_covered(privacy: PrivacyConfig, records: Records) -> tuple[str, ...]:
     lines = [
         "hyper-parameters: earlier trials on these records, if there were any, are not counted",
-        "metrics.jsonl and everything evaluation or attacks compute from private records",
+        "metrics.jsonl, the counts in manifest.json, and everything evaluation or attacks compute from private records",
         "data.fingerprint, here and in manifest.json: it confirms a guess of all records; remove it before publishing",
         "the base model's own pre-training data",
         "floating-point attacks on the noise",

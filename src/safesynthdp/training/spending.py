@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safesynthdp.errors import LedgerMismatch
-from safesynthdp.privacy.ledger import Entry, Ledger, Release, release_epsilon
+from safesynthdp.privacy.ledger import Entry, Ledger, Release, confirm, release_epsilon
 from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.plan import PrivacyPlan
 
@@ -74,9 +74,14 @@ class Spending:
         self.ledger.write(self.path)
 
     def close(self) -> Release:
-        """Write what the run releases, composed over everything it spent, and return the release of the weights."""
+        """Write what the run releases, composed over everything it spent, and return the release of the weights.
+
+        Raises:
+            SafeSynthError: If a second accountant contradicts the price; then nothing is released.
+        """
         entries = tuple(entry.id for entry in self.ledger.entries)
         epsilon, accountant = release_epsilon(self.ledger, entries, delta=self.delta)
+        confirm(self.ledger, entries, epsilon, delta=self.delta)
         artifacts = ["weights", *(["label_histogram"] if self.plan.histogram is not None else [])]
         for artifact in artifacts:
             release = Release(
