@@ -51,6 +51,7 @@ def quiet() -> None:
     """Keep transformers' own bars and notices off the screen; errors still come through."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks in an old way
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -196,9 +197,7 @@ def _with_adapters(model: "PreTrainedModel", lora: LoraConfig) -> "nn.Module":
         bias="none",
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in an old way
-            return get_peft_model(model, wanted)
+        return get_peft_model(model, wanted)
     except ValueError as error:
         raise UnsupportedLayer(f"lora.target_modules={lora.target_modules}: {' '.join(str(error).split())}") from error
 
