@@ -161,6 +161,21 @@ def test_ctrl_c_ends_the_step_saves_it_and_the_same_command_goes_on(
     assert json.loads((tmp_path / "run/manifest.json").read_text())["steps_in_weights"] == 6
 
 
+def test_a_run_killed_while_it_writes_its_release_closes_again_with_one_price(
+    tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        del args, kwargs
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safesynthdp.training.session.write_checkpoint", dies)
+        assert run_door(main, arguments(tmp_path / "run")) == 130
+    assert run_door(main, arguments(tmp_path / "run")) == 0
+    assert [r.artifact for r in ledger(tmp_path / "run").releases] == ["weights", "label_histogram"]
+    assert ledger(tmp_path / "run").entry("dpsgd").mechanism["steps"] == 6
+
+
 def test_with_noise_and_target_both_given_training_stops_before_the_step_that_would_pass(
     tmp_path: Path, arguments: Arguments
 ) -> None:

@@ -10,10 +10,10 @@ Guarantee:
 """
 
 import dataclasses
-import math
 
 from safesynthdp.errors import LedgerMismatch, UserError
 from safesynthdp.generation.labels import LabelShares
+from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recompute, release_epsilon
 
 TEXT = "synthetic_text"
@@ -72,10 +72,9 @@ def sentence(ledger: Ledger) -> str:
         return "no formal guarantee"
     if not release.entries:
         return "epsilon=0: the model saw no private record"
-    epsilon = math.ceil(release.epsilon * 1e4 - 1e-9) / 1e4
     seeded = any(entry.randomness.get("seeded") for entry in ledger.entries)
     warning = "; seeded: no guarantee against whoever knows the seed" if seeded else ""
-    return f"epsilon={epsilon:.4f} at delta={release.delta:g} per {ledger.unit}, as the weights{warning}"
+    return f"epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {ledger.unit}, as the weights{warning}"
 
 
 def _jointly(source: Ledger, weights: Release, missing: tuple[str, ...]) -> Release:

@@ -92,6 +92,7 @@ def run_session(
     engine.close()
     release = _release(config, run, model, tokenizer, spending=spending)
     run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
+    drop_state(run.state)
     run.say(f"{_sentence(release, plan, config)} -> {run.path}")
 
 
@@ -179,7 +180,7 @@ def _release(
     *,
     spending: Spending,
 ) -> Release:
-    """Price first, then write what was priced, then drop what only an unfinished run needs."""
+    """Price first, then write what was priced."""
     release = spending.close()
     write_checkpoint(
         run.path,
@@ -189,7 +190,6 @@ def _release(
         guarantee=_guarantee(release, config),
         use_lora=wants_lora(config.model, config.lora),
     )
-    drop_state(run.state)
     return release
 
 

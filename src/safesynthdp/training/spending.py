@@ -4,6 +4,7 @@ Here: opening, charging and closing the entries of one training run. Elsewhere: 
 (privacy/ledger.py).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ class Spending:
         entries = tuple(entry.id for entry in self.ledger.entries)
         epsilon, accountant = release_epsilon(self.ledger, entries, delta=self.delta)
         confirm(self.ledger, entries, epsilon, delta=self.delta)
+        self.ledger = dataclasses.replace(self.ledger, releases=())  # a run killed right here closes again
         artifacts = ["weights", *(["label_histogram"] if self.plan.histogram is not None else [])]
         for artifact in artifacts:
             release = Release(
