@@ -5,6 +5,7 @@ python benchmarks/readme_result.py demo
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def table(demo: Path) -> str:
     overlap = {name: next(r for r in rows if r["name"] == name and r["train_on"] == "difference") for name in OVERLAPS}
     shared = ", ".join(f"{what} {_interval(overlap[name], '+.2%')}" for name, what in OVERLAPS.items())
     attacks = ", ".join(f"{row['attack']} {_attack(row)}" for row in attack)
-    seconds = sum(_seconds(m) for m in manifests.values())
+    minutes = (_time(manifests["report"]["finished"]) - _time(manifests["run"]["created"])).total_seconds() / 60
     stages = ", ".join(f"{stage} {_seconds(m):.0f} s" for stage, m in manifests.items())
     memory = max(m.get("peak_memory_gib", 0.0) for m in manifests.values())
     hardware = manifests["run"]["hardware"]
@@ -53,7 +54,10 @@ def table(demo: Path) -> str:
         f"text minus overlap with held-out text: {shared}. Membership attacks on the weights (AUC, 0.5 = chance): "
         f"{attacks}; no epsilon is audited by them.",
         "",
-        f"`make demo`: {seconds / 60:.1f} minutes after set-up ({stages}), at most {memory:.1f} GiB, "
+        "A few steps of training are what two cores do in five minutes: they show the loop, not what the method can "
+        "reach. The second row is the one to beat.",
+        "",
+        f"`make demo`: {minutes:.1f} minutes after set-up ({stages}), at most {memory:.1f} GiB, "
         f"{hardware['cpu_cores']} CPU cores, no GPU; {manifests['run']['created'][:10]}, commit "
         f"{manifests['run']['commit']}.",
     ]
@@ -61,6 +65,10 @@ def table(demo: Path) -> str:
 
 
 OVERLAPS = {"exact_match": "exact", "ngram_13": "13 words"}
+
+
+def _time(stamp: str) -> datetime:
+    return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S%z")
 
 
 def _json(path: Path) -> dict[str, Any]:
