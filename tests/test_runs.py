@@ -26,6 +26,20 @@ def test_a_new_run_has_its_config_and_manifest_on_disk_at_once(tmp_path: Path) -
     assert not run.is_resumed
 
 
+def test_a_run_without_any_work_is_taken_back_and_one_with_work_is_not(tmp_path: Path) -> None:
+    made(tmp_path / "idle").discard()
+    assert not (tmp_path / "idle").exists()
+    (tmp_path / "mine").mkdir()
+    run = made(tmp_path / "mine")
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    run.discard()
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    busy = made(tmp_path / "busy")
+    busy.begin()
+    busy.discard()
+    assert (tmp_path / "busy/manifest.json").is_file()
+
+
 def test_the_same_command_finds_its_finished_or_interrupted_run(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     run.begin()

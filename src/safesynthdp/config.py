@@ -53,7 +53,7 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, positio
         check_yaml(path)
     skip = set[str | int]()
     if positional is not None:
-        skip = {positional}
+        skip.add(positional)
         parser.add_argument(positional, nargs="+", type=str)
     parser.add_class_arguments(config_class, as_group=False, skip=skip)
     try:
@@ -123,7 +123,7 @@ def _spell_out_switches(config_class: type[Any], argv: Sequence[str]) -> list[st
     """``--json`` alone means ``--json=true``, for every key that is yes or no."""
     switches = {f"--{key}" for key in _known_keys(config_class) if _type_of(config_class, key) is bool}
     words = list[str]()
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         is_bare = word in switches and following.lower() not in ("true", "false")
         words.append(f"{word}=true" if is_bare else word)
     return words

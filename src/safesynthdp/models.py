@@ -56,6 +56,11 @@ def quiet() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def token_id(value: Any) -> int:
+    """Return a special token's id as a number; transformers types it as almost anything."""
+    return int(value)
+
+
 def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """Return the model's own tokenizer, or the byte tokenizer (259 ids) for a model from scratch.
 
@@ -174,11 +179,11 @@ def load_run_model(run: RunDirectory, *, untuned: bool = False) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return LoadedModel(
-        model=model.eval().to(device),
+        model=model.eval().to(device),  # pyright: ignore[reportArgumentType]  # transformers wraps the signature away
         tokenizer=tokenizer,
         template=PromptTemplate(text=values["data"]["prompt_template"] or DEFAULT_TEMPLATE),
         max_length=values["data"]["max_length"],
-        eos_token_id=int(tokenizer.eos_token_id),
+        eos_token_id=token_id(tokenizer.eos_token_id),
         label_set=tuple(run.manifest["data"]["label_set"]),
     )
 

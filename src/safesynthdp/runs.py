@@ -130,6 +130,17 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
 
+    def discard(self) -> None:
+        """Take back what ``create`` wrote, as long as no work has begun; whatever else lies there stays."""
+        if self.manifest["status"] != "created":
+            return
+        for name in (CONFIG, MANIFEST, ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def say(self, line: str) -> None:
         """Write one line for people."""
         sys.stdout.write(f"{line}\n")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.models import PromptTemplate
+from safesynthdp.models import PromptTemplate, token_id
 from safesynthdp.privacy.mechanisms import DPSGDMechanism
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.training.clipping import HooksEngine, trainable_parameters
@@ -46,7 +46,7 @@ def test_a_long_record_is_cut_and_counted_and_does_not_learn_to_end_there() -> N
 def test_any_text_is_encoded_without_special_tokens_of_its_own(text: str) -> None:
     (example,) = encoded(text, max_length=200)
     inner = example.input_ids[example.num_prompt_tokens : -1]
-    assert not set(inner) & {TOKENIZER.eos_token_id, TOKENIZER.pad_token_id}
+    assert not set(inner) & {token_id(TOKENIZER.eos_token_id), token_id(TOKENIZER.pad_token_id)}
     assert TOKENIZER.decode(list(inner)) == text
 
 

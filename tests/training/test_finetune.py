@@ -270,8 +270,7 @@ def test_a_request_that_must_change_ends_with_code_2_one_line_and_the_key(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ")
     assert named in message
-    assert not (tmp_path / "run/checkpoint").exists()
-    assert not (tmp_path / "run/ledger.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_records_changed_is_not_resumed(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -151,7 +151,7 @@ def test_changing_another_record_leaves_my_loss_and_gradient_bit_identical(chang
         engine = HooksEngine(model)
         losses_B = record_losses(model, collate([records[0], second, filler], pad_token_id=0))
         losses_B.sum().backward()  # type: ignore[no-untyped-call]
-        rows: list[Any] = [p.grad_sample[0].clone() for p in model.parameters()]
+        rows: list[Any] = [cast(Any, p).grad_sample[0].clone() for p in model.parameters()]
         engine.close()
         return [losses_B[0].detach(), *rows]
 

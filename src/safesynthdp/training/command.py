@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safesynthdp.config import parse, to_mapping
+from safesynthdp.errors import SafeSynthError
 from safesynthdp.runs import LEDGER, RunDirectory
 from safesynthdp.training.config import FinetuneConfig
 
@@ -23,7 +24,11 @@ def main(argv: Sequence[str]) -> None:
     if run.is_finished:
         run.say(f"{run.path} is finished already, with this config; nothing to do")
         return
-    finetune(config, run)
+    try:
+        finetune(config, run)
+    except SafeSynthError:
+        run.discard()  # a request that must change leaves nothing behind; work that has begun stays
+        raise
 
 
 def finetune(config: FinetuneConfig, run: RunDirectory) -> None:

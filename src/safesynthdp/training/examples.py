@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.models import PromptTemplate
+from safesynthdp.models import PromptTemplate, token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def encode(
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False
     )["input_ids"]
-    end = int(tokenizer.eos_token_id)
+    end = token_id(tokenizer.eos_token_id)
     return [
         _example(prompts[label], ids, end=end, max_length=max_length)
         for label, ids in zip(labels, encoded, strict=True)
@@ -92,7 +92,7 @@ def prompt_ids(label: str, *, tokenizer: "PreTrainedTokenizerBase", template: Pr
     """Return the tokens of a label's prompt, with the start-of-text token where the tokenizer adds one; never none."""
     ids = tuple(tokenizer(template.prompt(label), add_special_tokens=False)["input_ids"])
     start = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
-    ids = ids if start is None else (int(start), *ids)
+    ids = ids if start is None else (token_id(start), *ids)
     if not ids:
         raise ConfigError("data.prompt_template encodes to no token; give it at least one word")
     return ids

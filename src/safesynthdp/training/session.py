@@ -23,6 +23,7 @@ from safesynthdp.models import (
     load_tokenizer,
     make_trainable,
     quiet,
+    token_id,
     wants_lora,
 )
 from safesynthdp.privacy.command import round_up
@@ -63,7 +64,7 @@ def run_session(
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
     model, engine = _model_and_engine(config, device=device, dp=plan.mechanism is not None)
-    pad_token_id = int(tokenizer.pad_token_id or 0)
+    pad_token_id = token_id(tokenizer.pad_token_id or 0)
     checked = "gradients are not clipped"
     if plan.mechanism is not None:
         check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
