@@ -52,6 +52,7 @@ def quiet() -> None:
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks in an old way
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")  # 5.0 has no other name
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 

@@ -200,6 +200,18 @@ def test_without_a_histogram_labels_are_uniform_and_nothing_is_paid_for_them(
     assert not ledger(tmp_path / "run").has("label_histogram")
 
 
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_gradient_checkpointing_changes_memory_and_not_one_bit_of_the_release(
+    tmp_path: Path, arguments: Arguments, lora: str
+) -> None:
+    changes = {"privacy__unsafe_seed": 3, "lora__enabled": lora}
+    for name, checkpointing in (("plain", "false"), ("checkpointed", "true")):
+        words = arguments(tmp_path / name, hardware__gradient_checkpointing=checkpointing, **changes)
+        assert run_door(main, words) == 0
+    weights = "adapter_model.safetensors" if lora == "true" else "model.safetensors"
+    assert checkpoint(tmp_path / "plain")[weights] == checkpoint(tmp_path / "checkpointed")[weights]
+
+
 def test_mode_none_reports_no_guarantee(tmp_path: Path, arguments: Arguments) -> None:
     words = arguments(tmp_path / "run", privacy__target_epsilon=None, privacy__mode="none")
     assert run_door(main, words) == 0

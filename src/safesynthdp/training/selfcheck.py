@@ -80,8 +80,10 @@ def _single_gradient(model: nn.Module, example: Example, *, pad_token_id: int) -
     """Return the gradient of one unpadded record's loss by plain autograd, every engine hook at rest."""
     trainable = trainable_parameters(model)
     device = next(iter(trainable.values())).device
+    model.eval()  # without checkpointing, which plain autograd.grad cannot cross
     loss = record_losses(model, collate([example], pad_token_id=pad_token_id, device=device))[0]
     grads = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+    model.train()
     named = zip(trainable.items(), grads, strict=True)
     return {name: torch.zeros_like(p) if g is None else g.detach().float() for (name, p), g in named}
 
