@@ -217,13 +217,14 @@ def _new_manifest(*, kind: Kind, hashed: str, parents: Sequence[RunDirectory]) -
         "config_hash": hashed,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": commit(),
-        "versions": _versions(),
+        "versions": versions(),
         "hardware": hardware(),
         "parents": [{"kind": p.manifest["kind"], "run_id": p.manifest["run_id"], "path": str(p.path)} for p in parents],
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of every package that shapes a number."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:

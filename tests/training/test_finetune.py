@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from safesynthdp.cli import run as run_door
-from safesynthdp.errors import LedgerMismatch
+from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.privacy.ledger import Ledger, recompute_all
+from safesynthdp.records import read_records
 from safesynthdp.training import session
 from safesynthdp.training.command import main
 from safesynthdp.training.step import add_noise, sum_clipped_gradients
+from safesynthdp.training.units import Units
 
 SUM = "safesynthdp.training.loop.sum_clipped_gradients"
 
@@ -141,6 +143,32 @@ def test_steps_lost_to_a_change_of_hardware_stay_counted_and_the_target_still_ho
     epsilon = found.releases[0].epsilon
     assert epsilon is not None
     assert epsilon <= 8
+
+
+@pytest.mark.parametrize("changed", ["versions", "commit", "device"])
+def test_steps_lost_under_other_code_or_on_another_device_are_never_replayed_with_the_same_noise(
+    tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(SUM, _dies_at(3, sum_clipped_gradients))
+        assert run_door(main, arguments(tmp_path / "run")) == 130
+    unpatched = session._signal
+    if changed == "device":
+        monkeypatch.setattr(
+            session, "_signal", lambda *args, **kwargs: unpatched(*args, **kwargs | {"device": torch.device("cuda")})
+        )
+    else:
+        monkeypatch.setattr(session, changed, lambda: {"transformers": "another"})
+    assert run_door(main, arguments(tmp_path / "run")) == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert ledger(tmp_path / "run").entry("dpsgd").mechanism["steps"] == 6
+    assert manifest["steps_in_weights"] == 4
+
+
+def test_user_level_units_without_users_are_refused_and_never_fall_back_to_records(records: Path) -> None:
+    read = read_records(records, text_column="text", label_column="label")
+    with pytest.raises(ConfigError, match=r"data\.user_column"):
+        Units.of(read, unit="user")
 
 
 def test_ctrl_c_ends_the_step_saves_it_and_the_same_command_goes_on(

@@ -5,8 +5,11 @@ Here: what needs torch. Elsewhere: the plan made before (command.py) and the loo
 
 import hashlib
 import json
+import os
+import platform
 import statistics
 import time
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,7 @@ from safesynthdp.privacy.ledger import Release
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import duration
 from safesynthdp.records import Records
-from safesynthdp.runs import RunDirectory
+from safesynthdp.runs import RunDirectory, commit, versions
 from safesynthdp.training.checkpoint import write_checkpoint
 from safesynthdp.training.clipping import ClippingEngine, HooksEngine, PlainEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
@@ -135,16 +138,22 @@ def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
 
 
 def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, device: torch.device) -> str:
-    """Hash all that shapes the sum of a step, so that a replay is known to be the same release."""
+    """Hash all that shapes the sum of a step, so that a replay is known to be the same release.
+
+    Only a CPU adds in the same order every time. On any other device the hash is new in each process: a resumed run
+    then takes fresh keys and its lost steps stay counted.
+    """
     values = to_mapping(config)
     values.pop("output_dir")
     facts = {
         "config": values,
         "data": records.fingerprint,
         "engine": engine.name,
-        "device": str(device),
+        "device": "cpu" if device.type == "cpu" else uuid.uuid4().hex,
+        "machine": [platform.node(), platform.machine(), os.cpu_count()],
+        "versions": versions(),
+        "commit": commit(),
         "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

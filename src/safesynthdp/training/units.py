@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.randomness import StepKeys, words
 from safesynthdp.records import Records
 from safesynthdp.training.plan import PrivacyPlan
@@ -24,8 +25,10 @@ class Units:
     @classmethod
     def of(cls, records: Records, *, unit: str) -> "Units":
         """Group records by user if ``unit`` is 'user'; otherwise every record is a unit of its own."""
-        if unit == "record" or records.user_ids is None:
+        if unit == "record":
             return cls(members=tuple((i,) for i in range(len(records))))
+        if records.user_ids is None:
+            raise ConfigError(f"privacy.unit={unit} needs records that name their user; set data.user_column")
         groups = dict[str, list[int]]()
         for index, user in enumerate(records.user_ids):
             groups.setdefault(user, []).append(index)
