@@ -105,15 +105,13 @@ def test_without_the_rounding_bound_both_kinds_of_record_would_pass_the_clip(mon
     assert worst_release([systematic(seed) for seed in range(2)], bound=1e-4) > 1.02
 
 
-def test_the_rounding_bound_costs_little_on_ordinary_records() -> None:
+def test_the_rounding_bound_leaves_ordinary_records_as_they_are() -> None:
     generator = torch.Generator().manual_seed(0)
-    for tokens, tolerance in ((8, 1e-4), (128, 1e-3)):
+    for tokens in (8, 128):
         rows = torch.randn(4, tokens, 1536, generator=generator)
         outer = Outer(rows, torch.randn(4, tokens, 576, generator=generator))
         truth_U = (outer.rows_USp.double().mT @ outer.columns_USd.double()).square().sum(dim=(1, 2)).sqrt()
-        over_U = outer.squares().sqrt().double() / truth_U - 1
-        assert float(over_U.min()) >= 0
-        assert float(over_U.max()) < tolerance
+        torch.testing.assert_close(outer.squares().sqrt().double(), truth_U, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["llama, lora all-linear", "llama, rslora", "gpt2, lora all-linear"])

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from safesynthdp.training.clipping import squared_norms
+from safesynthdp.training.clipping import CLIP_MARGIN, squared_norms
 
 _BLOCK = 256
 """Features that one product of a Gram matrix adds up: float32 sums of n equal terms drift by up to n / 8 ulps."""
@@ -71,22 +71,24 @@ class Outer:
     columns_USd: Tensor
     gram_of_columns: Tensor | None = None
     """[U, S, S] where another layer with the same input has computed it already."""
-    spread_U: Tensor | None = None
-    """sum_t |a_t| |g_t|, known once the norms are: how much there is to cancel."""
 
     def squares(self) -> Tensor:
-        """See ``LayerGradient.squares``: sum_ts (a a^T)_ts (g g^T)_ts, raised by its own rounding.
+        """See ``LayerGradient.squares``: sum_ts (a a^T)_ts (g g^T)_ts, not below what its rounding may hide."""
+        return safe(*self.measured()[:2])
+
+    def measured(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sum, what its rounding may hide, and sum_t |a_t| |g_t| (how much there is to cancel), [U] each.
 
         Where tokens cancel, the sum is a small difference of large numbers and can fall below the truth, even below
-        0. What is added bounds that: some units in the last place of (sum_t |a_t| |g_t|)^2, see ``rounding``.
+        0: by at most ``rounding`` times (sum_t |a_t| |g_t|)^2.
         """
         first_USS, second_USS = gram(self.rows_USp), self.gram_of_columns
         if second_USS is None:
             second_USS = gram(self.columns_USd)
-        self.spread_U = (diagonal(first_USS) * diagonal(second_USS)).sqrt().sum(dim=1)
-        exact_U: Tensor = torch.linalg.vecdot(first_USS.flatten(1), second_USS.flatten(1)).clamp(min=0)
+        spread_U = (diagonal(first_USS) * diagonal(second_USS)).sqrt().sum(dim=1)
+        sum_U = torch.linalg.vecdot(first_USS.flatten(1), second_USS.flatten(1)).clamp(min=0)
         widths = self.rows_USp.shape[2], self.columns_USd.shape[2]
-        return exact_U + rounding(exact_U.dtype, *widths) * self.spread_U.square()
+        return sum_U, rounding(sum_U.dtype, *widths) * spread_U.square(), spread_U
 
     def drop(self, broken_U: Tensor) -> None:
         """See ``LayerGradient.drop``; copies, since other layers share the input."""
@@ -143,10 +145,10 @@ class Tied:
         weights_URS = rows_URV.gather(2, wanted_URS)
         products_URS = hidden_URd @ self.table.grads_USd.mT
         cross_U = torch.linalg.vecdot(weights_URS.flatten(1), products_URS.flatten(1))
-        exact_U: Tensor = (self.table.squares() + self.head.squares() + 2 * cross_U).clamp(min=0)
-        assert self.head.spread_U is not None
-        spread_U = self.head.spread_U * self.table.grads_USd.square().sum(dim=2).sqrt().sum(dim=1)
-        return exact_U + 2 * rounding(exact_U.dtype, hidden_URd.shape[2]) * spread_U
+        head_U, hidden_U, head_spread_U = self.head.measured()
+        sum_U = (self.table.squares() + head_U + 2 * cross_U).clamp(min=0)
+        spread_U = head_spread_U * self.table.grads_USd.square().sum(dim=2).sqrt().sum(dim=1)
+        return safe(sum_U, hidden_U + 2 * rounding(sum_U.dtype, hidden_URd.shape[2]) * spread_U)
 
     def drop(self, broken_U: Tensor) -> None:
         """See ``LayerGradient.drop``."""
@@ -166,6 +168,15 @@ def is_formed(*, tokens: int, rows: int, columns: int) -> bool:
     tokens * (rows + columns) / (3 rows columns) of the layer's own work: decided for each layer and length.
     """
     return rows * columns <= KEEP_RATIO * tokens * (rows + columns)
+
+
+def safe(sum_U: Tensor, hidden_U: Tensor) -> Tensor:
+    """Return a squared norm that is too small by no more than the clip's margin, [U].
+
+    Three quarters of the margin (``CLIP_MARGIN`` of a norm is twice that of its square) take what ordinary rounding
+    hides, so a norm is as measured; only where more could be hidden, since tokens cancel, is it raised.
+    """
+    return torch.maximum(sum_U, (sum_U + hidden_U) * (1 - 1.5 * CLIP_MARGIN))
 
 
 def rounding(dtype: torch.dtype, *widths: int) -> float:
