@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+TOKENS = {"lora": 2048, "full": 4096, "tiny": 1024}
+"""Tokens of a logical step."""
 ARMS = ("plain", "bookkeeping", "hooks", "ghost")
 CASES = {
     "lora": "LoRA r=16 on all linear layers of smollm2-135m, float32",
@@ -37,7 +39,6 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["lora", "full"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 256], help="tokens of a record")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a logical step")
     parser.add_argument("--microbatch", type=int, default=1024, help="hardware.max_tokens_per_microbatch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip", nargs="*", choices=["memory", "lengths"], default=[])
@@ -58,7 +59,7 @@ def main() -> None:
 
 def _rows(case: str, length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     bench = _Bench(case, arguments.microbatch)
-    texts = bench.made_up(length, arguments.tokens // length)
+    texts = bench.made_up(length, TOKENS[case] // length)
     seconds: dict[str, list[float]] = {arm: [] for arm in arguments.arms}
     for arm in arguments.arms:
         bench.step(arm, texts)  # warm-up
@@ -211,16 +212,15 @@ def _unsorted(made: Sequence[Any], budget: int) -> list[list[int]]:
 
 
 def _peak(case: str, length: int, arm: str, arguments: argparse.Namespace) -> float:
-    """Run two steps of one arm in a process of its own and return its peak resident set, GiB."""
-    words = [sys.executable, __file__, "--peak", case, str(length), arm, "--tokens", str(arguments.tokens)]
-    words += ["--microbatch", str(arguments.microbatch)]
+    """Run two steps of one micro-batch in a process of its own and return its peak resident set, GiB."""
+    words = [sys.executable, __file__, "--peak", case, str(length), arm, "--microbatch", str(arguments.microbatch)]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 def _show_peak(case: str, length: int, arm: str, arguments: argparse.Namespace) -> None:
     bench = _Bench(case, arguments.microbatch)
     for _ in range(2):
-        bench.step(arm, bench.made_up(length, arguments.tokens // length))
+        bench.step(arm, bench.made_up(length, arguments.microbatch // length))
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.3f}\n")
 
 
@@ -275,8 +275,8 @@ def _table(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
 
 def _method(facts: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
     return [
-        *(f"- `{case}`: {CASES[case]}." for case in arguments.cases),
-        f"- {arguments.tokens} tokens a logical step in micro-batches of at most {arguments.microbatch}; "
+        *(f"- `{case}`: {CASES[case]}; {TOKENS[case]} tokens a logical step." for case in arguments.cases),
+        f"- Micro-batches of at most {arguments.microbatch} tokens; "
         f"{arguments.repeats} interleaved repeats after a warm-up, {facts['threads']} threads; noise, division and "
         "AdamW included. `plain` is `privacy.mode: none`: same records, batches and losses, ordinary backward pass.",
         f"- Hardware {facts['hardware']}, commit {facts['commit']}, {facts['versions']}.",
