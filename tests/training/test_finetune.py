@@ -240,6 +240,17 @@ def test_gradient_checkpointing_changes_memory_and_not_one_bit_of_the_release(
     assert checkpoint(tmp_path / "plain")[weights] == checkpoint(tmp_path / "checkpointed")[weights]
 
 
+@pytest.mark.parametrize("engine", ["auto", "hooks", "ghost"])
+def test_every_engine_trains_and_the_manifest_names_it_and_says_why(
+    engine: str, tmp_path: Path, arguments: Arguments
+) -> None:
+    assert run_door(main, arguments(tmp_path / "run", hardware__clipping_engine=engine, train__max_steps=2)) == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["engine"] == ("bookkeeping" if engine == "auto" else engine)
+    assert manifest["engine_reason"]
+    assert manifest["versions"]["opacus"]
+
+
 def test_mode_none_reports_no_guarantee(tmp_path: Path, arguments: Arguments) -> None:
     words = arguments(tmp_path / "run", privacy__target_epsilon=None, privacy__mode="none")
     assert run_door(main, words) == 0

@@ -30,13 +30,16 @@ class Chosen:
     reason: str
 
 
-def choose_engine(model: nn.Module, *, clipping_engine: str, rows: int, dp: bool = True) -> Chosen:
+def choose_engine(
+    model: nn.Module, *, clipping_engine: str, rows: int, rows_per_unit: int = 1, dp: bool = True
+) -> Chosen:
     """Attach the engine that ``hardware.clipping_engine`` names, or the fastest exact one.
 
     Args:
         model: What is trained, on its device.
         clipping_engine: 'auto' or an engine's name.
         rows: Rows of a micro-batch, for the memory that ``hooks`` would need.
+        rows_per_unit: More than 1 for users with several records a step.
         dp: False for ``privacy.mode: none``.
 
     Raises:
@@ -44,6 +47,11 @@ def choose_engine(model: nn.Module, *, clipping_engine: str, rows: int, dp: bool
     """
     if not dp:
         return Chosen(engine=PlainEngine(model), reason="privacy.mode=none clips nothing")
+    if clipping_engine == "ghost" and rows_per_unit > 1:
+        raise UnsupportedLayer(
+            f"hardware.clipping_engine=ghost clips rows, and privacy.max_records_per_user={rows_per_unit} joins them; "
+            "use bookkeeping or hooks"
+        )
     if clipping_engine != "auto":
         return Chosen(engine=_ENGINES[clipping_engine](model), reason="hardware.clipping_engine names it")
     try:

@@ -139,7 +139,9 @@ def _model_and_engine(
     shortest = min((len(example) for example in examples), default=1)
     rows = config.hardware.max_tokens_per_microbatch // shortest
     rows = max(1, min(rows, config.hardware.physical_batch_size or rows, len(examples)))
-    return model, choose_engine(model, clipping_engine=config.hardware.clipping_engine, rows=rows, dp=dp)
+    most = config.privacy.max_records_per_user
+    engine = config.hardware.clipping_engine
+    return model, choose_engine(model, clipping_engine=engine, rows=rows, rows_per_unit=most, dp=dp)
 
 
 def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
