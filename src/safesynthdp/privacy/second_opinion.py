@@ -11,6 +11,7 @@ from typing import Any
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy.accounting import Priced
 from safesynthdp.privacy.losses import Access, Adjacency, DiscreteGaussian, GaussianSteps, TwoPoint
+from safesynthdp.privacy.output_pricing import BoundedRange
 
 _FINEST, _COARSEST = 2e-5, 1e-3
 _WANTED_ERROR = 0.05  # losses are rounded down by at most one interval an access
@@ -34,8 +35,10 @@ def refuse_contradiction(mechanisms: Sequence[Priced], epsilon: float, *, delta:
 def least_epsilon(accesses: Sequence[Access], *, delta: float, adjacency: Adjacency) -> float:
     """Return a lower bound on epsilon at ``delta`` of all accesses together; 0 for none.
 
-    Losses are rounded down and tails are dropped. The bound is loose by up to 0.05, more beyond 2,500 steps.
+    Losses are rounded down and tails are dropped. The bound is loose by up to 0.05, more beyond 2,500 steps. Steps of
+    bounded range have no privacy losses; a bound without them is a lower one.
     """
+    accesses = [access for access in accesses if not isinstance(access, BoundedRange)]
     if not accesses:
         return 0.0
     interval = min(max(_WANTED_ERROR / sum(access.count for access in accesses), _FINEST), _COARSEST)
