@@ -46,6 +46,20 @@ def test_padded_rows_say_what_each_says_alone(model: LlamaForCausalLM) -> None:
         assert torch.equal(memory.restart(), first)
 
 
+def test_a_cache_that_cannot_go_back_reads_the_prompts_again(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safesynthdp.generation import caching
+
+    monkeypatch.setattr(caching, "_roomy", lambda layer: layer)
+    memory = PaddedMemory(model)
+    with torch.inference_mode():
+        first = memory.start(PROMPTS, width=7)
+        second = memory.append(torch.tensor([3, 4, 5]))
+        assert torch.equal(memory.restart(), first)
+        assert torch.equal(memory.append(torch.tensor([3, 4, 5])), second)
+
+
 def test_a_row_is_bit_identical_whatever_its_neighbours_hold(model: LlamaForCausalLM) -> None:
     for dtype in (torch.float32, torch.float64):
         twin: Any = copy.deepcopy(model)

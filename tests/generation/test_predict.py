@@ -273,3 +273,31 @@ def test_help_answers_without_torch() -> None:
 
     code = "import sys; import safesynthdp.generation.predict_command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "generate" / "recipes").glob("*_*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_config_with_a_price_or_says_that_it_has_none(recipe: Path) -> None:
+    from safesynthdp.config import parse
+    from safesynthdp.generation.predict_config import PredictConfig
+    from safesynthdp.generation.settings import SampleConfig
+
+    assert f"generate/recipes/{recipe.name}" in recipe.read_text(encoding="utf-8"), "say how to launch it"
+    if recipe.stem.startswith("checkpoint_"):
+        mechanism = parse(SampleConfig, ["--config", str(recipe), "--run=r", "--output_dir=o"], prog="p")
+        assert mechanism.output_mechanism().epsilon(delta=1e-5) > 0
+        return
+    config = parse(PredictConfig, ["--config", str(recipe)], prog="p")
+    epsilon = config.mechanism(num_labels=4).epsilon(delta=config.privacy.target_delta)
+    assert (epsilon is None) == recipe.stem.startswith("heuristic")
+    assert config.source == ("adapters" if recipe.stem.startswith("adapters") else "in_context")
+
+
+def test_there_is_a_recipe_for_every_source_and_mechanism() -> None:
+    from safesynthdp.privacy.output_registry import CLASSES
+
+    names = {path.stem for path in RECIPES}
+    assert {f"{source}_{name}" for source in ("context", "adapters", "checkpoint") for name in CLASSES} <= names
+    assert "heuristic_laplace" in names

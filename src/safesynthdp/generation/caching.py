@@ -121,10 +121,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._rooms = [_select_used(room, beam_idx, self._used) for room in self._rooms]
         self._show(self._used)
 
-    def crop(self, max_length: int) -> None:
+    def keep_first(self, count: int) -> None:
         """Forget all but the first tokens; the room they took stays."""
         if self.is_initialized:
-            self._show(min(max_length, self._used))
+            self._show(min(count, self._used))
 
     def _show(self, used: int) -> None:
         self._used = used

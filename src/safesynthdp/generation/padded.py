@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.generation.caching import last_logits_only, roomy_cache
+from safesynthdp.generation.caching import RoomyLayer, last_logits_only, roomy_cache
 
 _FILLER = 0
 
@@ -29,12 +29,12 @@ class PaddedMemory:
     """
 
     def __init__(self, model: nn.Module, *, forward: Callable[..., Any] | None = None) -> None:
-        self._forward = forward or model
+        self._model, self._forward = model, forward or model
         self._device = next(model.parameters()).device
-        self._cache: Any = roomy_cache(model)
+        self._cache: Any = None
         self._extra = last_logits_only(model)
         self._first_RV = torch.empty(0)
-        self._prompt_mask_RW = torch.empty(0, 0, dtype=torch.int64)
+        self._prompts_RW = self._prompt_mask_RW = torch.empty(0, 0, dtype=torch.int64)
         self._mask_RL = self._prompt_mask_RW
 
     def start(self, prompts: Sequence[Sequence[int]], *, width: int) -> Tensor:
@@ -47,10 +47,9 @@ class PaddedMemory:
             raise ConfigError(f"width={width} is not the length of the longest prompt; prompts must fit it")
         padded = [[_FILLER] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        self._prompt_mask_RW = self._mask_RL = torch.tensor(mask, device=self._device)
-        positions_RW = (self._mask_RL.cumsum(dim=1) - 1).clamp(min=0)
-        self._first_RV = self._read(torch.tensor(padded, device=self._device), positions_RW)
-        return self._first_RV
+        self._prompts_RW = torch.tensor(padded, device=self._device)
+        self._prompt_mask_RW = torch.tensor(mask, device=self._device)
+        return self._begin()
 
     def append(self, tokens_R: Tensor) -> Tensor:
         """Append one token to every row and return [R, V] logits of the next."""
@@ -60,9 +59,19 @@ class PaddedMemory:
         return self._read(tokens_R.to(self._device)[:, None], positions_R1)
 
     def restart(self) -> Tensor:
-        """Go back to the prompts, without reading them again."""
-        self._cache.crop(self._prompt_mask_RW.shape[1])
+        """Go back to the prompts, without reading them again where the model's cache only grows."""
+        layers = self._cache.layers
+        if not all(isinstance(layer, RoomyLayer) for layer in layers):
+            return self._begin()
+        for layer in layers:
+            layer.keep_first(self._prompts_RW.shape[1])
         self._mask_RL = self._prompt_mask_RW
+        return self._first_RV
+
+    def _begin(self) -> Tensor:
+        self._cache = roomy_cache(self._model)
+        self._mask_RL = self._prompt_mask_RW
+        self._first_RV = self._read(self._prompts_RW, (self._mask_RL.cumsum(dim=1) - 1).clamp(min=0))
         return self._first_RV
 
     def _read(self, tokens_RL: Tensor, positions_RL: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ Guarantee:
 from collections.abc import Sequence
 
 import torch
-from torch import FloatTensor, LongTensor, nn
+from torch import LongTensor, Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor
 
 from safesynthdp.errors import BudgetExhausted, ConfigError
@@ -66,7 +66,7 @@ class PublicRows:
         self._is_started = False
 
     @torch.inference_mode()
-    def next(self, tokens_G: torch.Tensor | None) -> torch.Tensor:
+    def next(self, tokens_G: Tensor | None) -> Tensor:
         """Return [G, V] logits after one more token; None for the first."""
         if tokens_G is None or not self._is_started:
             self._is_started = True
@@ -120,7 +120,7 @@ class OutputMechanismProcessor(LogitsProcessor):
         self._texts: list[Text] = []
         self._ended: list[bool] = []
 
-    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
+    def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
         """Return scores in which the drawn token is the only one possible."""
         rows = self._mechanism.shards
         if not self._texts:
@@ -138,7 +138,7 @@ class OutputMechanismProcessor(LogitsProcessor):
                 self._ended[i] = token == self._rule.end
             forced[own, token] = 0.0
         self._number += 1
-        return forced  # type: ignore[return-value]  # of the type of scores
+        return forced
 
     def _begin(self, batch: int, rows: int) -> None:
         num_texts = batch // rows

@@ -10,6 +10,7 @@ Gaussian steps, a a Renyi order, rho zero-concentrated DP.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -17,6 +18,7 @@ from scipy import optimize, special
 _SERIES_BELOW = 0.05
 _SMALL_RANGE = 1e-3
 _ROUNDING = 1e-15
+_RELATIVE = np.float64(1e-14)
 
 
 def softmax_rho(eta: float) -> float:
@@ -65,7 +67,8 @@ def gaussian_exact(mu: float, delta: float) -> float:
     if gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     high = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + 1
-    root = float(optimize.brentq(lambda x: gaussian_delta(mu, x) - delta, 0.0, high, xtol=1e-13, rtol=1e-14))
+    found: Any = optimize.brentq(lambda x: gaussian_delta(mu, x) - delta, 0.0, high, xtol=1e-13, rtol=_RELATIVE)
+    root = float(found)
     return root if gaussian_delta(mu, root) <= delta else root + 2e-13 + 2e-14 * root
 
 
