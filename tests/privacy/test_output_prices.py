@@ -351,3 +351,17 @@ def test_gaussian_steps_of_an_output_carry_the_relation_of_the_ledger() -> None:
     assert isinstance(add, GaussianSteps)
     assert isinstance(replace, GaussianSteps)
     assert replace.noise_multiplier == 2 * add.noise_multiplier
+
+
+def test_the_second_accountant_answers_soon_however_many_steps_there_are() -> None:
+    import time
+
+    from safesynthdp.privacy.second_opinion import least_epsilon
+
+    began = time.monotonic()
+    for name in ("laplace", "laplace_probs", "gaussian_l2", "gaussian_probs", "uniform_mix", "softmax"):
+        output = priced(name, tokens=100, texts_per_batch=1000)
+        lower = least_epsilon(output.accesses(), delta=DELTA, adjacency="add_remove")
+        assert lower <= output.epsilon(delta=DELTA) * (1 + 1e-6)
+        refuse_contradiction([output], output.epsilon(delta=DELTA), delta=DELTA, adjacency="add_remove")
+    assert time.monotonic() - began < 60

@@ -20,10 +20,11 @@ from safesynthdp.errors import ConfigError, UnsupportedLayer
 from safesynthdp.generation.draws import stream
 from safesynthdp.generation.shard_config import ShardTraining
 from safesynthdp.model_config import LoraConfig
-from safesynthdp.training.examples import Example, micro_batches
+from safesynthdp.training.examples import Example, collate, pack
 from safesynthdp.training.loss import record_losses
 
 _ORDER_STREAM = 7
+_MAX_TOKENS = 2048
 
 
 class ShardLinear(nn.Module):
@@ -106,13 +107,9 @@ class ShardAdapters:
         optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=0.0)
         for chosen in _batches(len(examples), training, shard=shard):
             optimizer.zero_grad()
-            for _, batch in micro_batches(
-                [examples[i] for i in chosen],
-                max_tokens=2048,
-                max_rows=None,
-                pad_token_id=pad_token_id,
-                device=device,
-            ):
+            own = [examples[i] for i in chosen]
+            for rows in pack([len(example) for example in own], max_tokens=_MAX_TOKENS):
+                batch = collate([own[i] for i in rows], pad_token_id=pad_token_id, device=device)
                 (record_losses(self.model, batch).sum() / len(chosen)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         for layer in self.layers.values():

@@ -166,7 +166,7 @@ def pick(weights_K: Floats, uniform: float) -> int:
     """Return the first position whose cumulative weight passes ``uniform`` times the total; never one of weight 0."""
     upto_K = np.cumsum(weights_K)
     position = int(np.searchsorted(upto_K, uniform * upto_K[-1], side="right"))
-    return min(position, int(np.flatnonzero(weights_K)[-1]))
+    return position if position < len(weights_K) else int(np.flatnonzero(weights_K)[-1])  # rounding passed the end
 
 
 def softmax(scores_K: Floats, temperature: float = 1.0) -> Floats:
