@@ -43,4 +43,4 @@ demo: setup
 		--output_dir $(DEMO)/report
 
 bench: setup
-	$(BIN)/python benchmarks/finetune_step.py
+	$(BIN)/python benchmarks/step_ratio.py

@@ -22,6 +22,7 @@ COMMANDS = {
     "attack": ("safesynthdp.attacks.command:main", "score members against non-members"),
     "audit": ("safesynthdp.attacks.audit_command:main", "epsilon lower bounds from counts or scores"),
     "report": ("safesynthdp.reporting.command:main", "one page for a whole run"),
+    "selftest": ("safesynthdp.attacks.selftest_command:main", "are broken trainers flagged on this machine"),
     "account": ("safesynthdp.privacy.command:main", "privacy calculator; needs no model"),
 }
 INTERRUPTED = 130

@@ -46,6 +46,16 @@ def test_dpsgd_answers_with_the_agreed_keys(capsys: pytest.CaptureFixture[str]) 
     assert (found["sample_rate"], found["steps"], found["accountant"]) == (4096 / 120000, 300, "rdp")
 
 
+def test_prv_answers_when_no_accountant_is_named_and_pld_where_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*DPSGD[:-2], "--noise_multiplier", "1.0", "--delta", "1e-6"]
+    found = answer(capsys, *flags)
+    assert found["accountant"] == "prv"
+    assert found["epsilon"] == pytest.approx(4.4584, rel=1e-4)
+    found = answer(capsys, *flags, "--adjacency", "replace")
+    assert found["accountant"] == "pld"
+    assert found["epsilon"] == answer(capsys, *flags, "--adjacency", "replace", "--accountant", "pld")["epsilon"]
+
+
 def test_a_target_gives_the_noise_that_meets_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, *DPSGD, "--target_epsilon", "3")
     again = answer(capsys, *DPSGD, "--noise_multiplier", repr(found["noise_multiplier"]))
@@ -179,11 +189,11 @@ def test_help_exits_with_zero(argv: list[str], capsys: pytest.CaptureFixture[str
     assert "usage" in capsys.readouterr().out
 
 
-def test_the_calculator_answers_without_torch() -> None:
+def test_the_calculator_answers_without_torch_unless_prv_is_asked() -> None:
     code = (
         "import sys; from safesynthdp.privacy.command import main;"
         "main(['dpsgd', '--num_records', '1000', '--expected_batch_size', '10', '--noise_multiplier', '1',"
-        " '--steps', '10', '--delta', '1e-4', '--json']);"
+        " '--steps', '10', '--delta', '1e-4', '--accountant', 'pld', '--json']);"
         "assert not {'torch', 'opacus', 'transformers'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -113,6 +113,19 @@ def test_a_mechanism_that_cannot_be_priced_cannot_be_built(key: str, value: obje
         training(**{key: value})
 
 
+def test_an_accountant_is_settled_when_a_mechanism_is_built_and_written_by_name() -> None:
+    assert training().accountant == training().to_entry()["accountant"] == "prv"
+    assert training(adjacency="replace").accountant == "pld"
+    with pytest.raises(ConfigError, match=r"^accountant=prv knows only adjacency=add_remove"):
+        training(adjacency="replace", accountant="prv")
+
+
+def test_an_entry_from_before_accountants_were_named_keeps_its_price() -> None:
+    entry = training().to_entry()
+    del entry["accountant"]
+    assert DPSGDMechanism.from_entry(entry) == training(accountant="pld")
+
+
 def test_a_mechanism_survives_its_entry_and_json() -> None:
     for mechanism in (training(), training(accountant="rdp", steps=0), training(adjacency="replace")):
         assert DPSGDMechanism.from_entry(json.loads(json.dumps(mechanism.to_entry()))) == mechanism
@@ -127,7 +140,8 @@ def test_a_mechanism_survives_its_entry_and_json() -> None:
     "edit",
     [
         {"sample_rate": 0.01}, {"sampling": "shuffled"}, {"steps": None}, {"noise_multiplier": 0},
-        {"noise_multiplier": "1"}, {"accountant": "gdp"}, {"momentum": 1}, {"num_records": 10**9},
+        {"noise_multiplier": "1"}, {"accountant": "gdp"}, {"accountant": "auto"}, {"momentum": 1},
+        {"num_records": 10**9},
     ],
 )  # fmt: skip
 def test_an_edited_entry_is_refused(edit: dict[str, object]) -> None:

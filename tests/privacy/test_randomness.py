@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.privacy import storage
@@ -80,6 +80,22 @@ def test_normals_are_normal_symmetric_and_finite() -> None:
     assert np.isfinite(drawn).all()
     assert stats.kstest(drawn, "norm").pvalue > 1e-3
     assert abs(stats.kurtosis(drawn)) < 0.06
+
+
+def test_every_normal_is_the_quantile_of_its_own_word_far_into_the_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    tails = (np.arange(2_000, dtype=np.uint64) ** 3) << np.uint64(12)
+    drawn = np.concatenate([words(KEY, domain="n", step=0, tensor=0, count=300_000), tails, tails + np.uint64(1)])
+    monkeypatch.setattr("safesynthdp.privacy.randomness.words", lambda *_, offset, count, **__: drawn[offset:][:count])
+    lower = special.ndtri(((drawn >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-53)
+    wanted = np.where(drawn & np.uint64(1), lower, -lower)
+    found = normals(KEY, domain="n", step=0, tensor=0, count=len(drawn))
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+def test_a_large_draw_is_the_same_in_pieces() -> None:
+    whole = normals(KEY, domain="n", step=0, tensor=0, count=700_001)
+    pieces = [normals(KEY, domain="n", step=0, tensor=0, count=233_333, offset=o) for o in (0, 233_333, 466_666)]
+    assert np.array_equal(whole[:699_999], np.concatenate(pieces))
 
 
 def test_the_extreme_words_give_finite_normals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from safesynthdp.errors import ConfigError
 from safesynthdp.models import PromptTemplate, token_id
 from safesynthdp.privacy.mechanisms import DPSGDMechanism
 from safesynthdp.privacy.randomness import StepKeys
-from safesynthdp.training.clipping import HooksEngine, trainable_parameters
+from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example, collate, encode, pack
+from safesynthdp.training.opacus_engines import HooksEngine
 from safesynthdp.training.step import add_noise, set_gradients, sum_clipped_gradients, zero_sums
 
 TOKENIZER = ByT5Tokenizer(extra_ids=0)
@@ -83,7 +84,7 @@ def summed(examples: list[Example], **hardware: Any) -> tuple[dict[str, torch.Te
         model,
         engine,
         sums,
-        examples,
+        [[example] for example in examples],
         per_sample_max_grad_norm=0.7,
         hardware=HardwareConfig(**hardware),
         pad_token_id=0,

@@ -1,7 +1,8 @@
 """The clip step against a loop over single records, in float64 where equality is the point."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -14,9 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from safesynthdp.errors import ConfigError, UnsupportedLayer
 from safesynthdp.model_config import LoraConfig
 from safesynthdp.models import make_trainable
-from safesynthdp.training.clipping import CLIP_MARGIN, HooksEngine, PlainEngine, clip_factors, trainable_parameters
+from safesynthdp.training.clipping import CLIP_MARGIN, PlainEngine, clip_factors, trainable_parameters
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses, target_log_probs
+from safesynthdp.training.opacus_engines import HooksEngine, HooksTape
 from safesynthdp.training.selfcheck import check_engine
 
 VOCAB = 41
@@ -96,8 +98,9 @@ def loop_over_single_records(
 def clip(model: nn.Module, records: list[Example], bound: float, *, pad: int = 0) -> tuple[dict[str, Tensor], Tensor]:
     engine = HooksEngine(model.train())
     sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
-    losses_B = record_losses(model, collate(records, pad_token_id=pad))
-    norms_B = engine.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
+    with engine.tape(rows=len(records)) as tape:
+        losses_B = record_losses(model, collate(records, pad_token_id=pad))
+        norms_B = tape.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
     engine.close()
     return sums, norms_B
 
@@ -149,8 +152,9 @@ def test_changing_another_record_leaves_my_loss_and_gradient_bit_identical(chang
     def mine(second: Example) -> list[Tensor]:
         model = llama().train()
         engine = HooksEngine(model)
-        losses_B = record_losses(model, collate([records[0], second, filler], pad_token_id=0))
-        losses_B.sum().backward()  # type: ignore[no-untyped-call]
+        with engine.tape(rows=3):
+            losses_B = record_losses(model, collate([records[0], second, filler], pad_token_id=0))
+            losses_B.sum().backward()  # type: ignore[no-untyped-call]
         rows: list[Any] = [cast(Any, p).grad_sample[0].clone() for p in model.parameters()]
         engine.close()
         return [losses_B[0].detach(), *rows]
@@ -195,16 +199,18 @@ def test_a_record_whose_gradient_is_not_finite_adds_exactly_nothing(poison: floa
     model = gpt2().train()
     engine = HooksEngine(model)
     sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
-    losses_B = record_losses(model, collate(records, pad_token_id=0))
     weights = torch.tensor([1.0, poison, 1.0, 1.0])
-    norms_B = engine.clip_into(sums, losses_B * weights, per_sample_max_grad_norm=0.5)
+    with engine.tape(rows=4) as tape:
+        losses_B = record_losses(model, collate(records, pad_token_id=0))
+        norms_B = tape.clip_into(sums, losses_B * weights, per_sample_max_grad_norm=0.5)
     engine.close()
     assert norms_B.isnan().tolist() == [False, True, False, False]
     zeroed = gpt2().train()
     engine = HooksEngine(zeroed)
     wanted = {name: torch.zeros_like(p) for name, p in trainable_parameters(zeroed).items()}
-    losses_B = record_losses(zeroed, collate(records, pad_token_id=0))
-    engine.clip_into(wanted, losses_B * torch.tensor([1.0, 0.0, 1.0, 1.0]), per_sample_max_grad_norm=0.5)
+    with engine.tape(rows=4) as tape:
+        losses_B = record_losses(zeroed, collate(records, pad_token_id=0))
+        tape.clip_into(wanted, losses_B * torch.tensor([1.0, 0.0, 1.0, 1.0]), per_sample_max_grad_norm=0.5)
     for key, value in wanted.items():
         assert bool(sums[key].isfinite().all())
         torch.testing.assert_close(sums[key], value)
@@ -254,15 +260,27 @@ def test_the_start_up_check_passes_a_right_engine_and_leaves_the_weights_alone(n
 
 
 class _ForgetsTheClip(HooksEngine):
-    def clip_into(self, sums: Any, losses_B: Tensor, *, per_sample_max_grad_norm: float) -> Tensor:
-        del per_sample_max_grad_norm
-        return super().clip_into(sums, losses_B, per_sample_max_grad_norm=1e9)
+    @contextmanager
+    def tape(self, *, rows: int, units: int | None = None) -> Iterator[HooksTape]:
+        class Forgets(HooksTape):
+            def clip_into(self, sums: Any, losses_U: Tensor, *, per_sample_max_grad_norm: float) -> Tensor:
+                del per_sample_max_grad_norm
+                return super().clip_into(sums, losses_U, per_sample_max_grad_norm=1e9)
+
+        with super().tape(rows=rows, units=units) as right:
+            yield Forgets(right.trainable, right.rows, right.units)
 
 
 class _CouplesRecords(HooksEngine):
-    def clip_into(self, sums: Any, losses_B: Tensor, *, per_sample_max_grad_norm: float) -> Tensor:
-        coupled_B = losses_B * losses_B.mean()
-        return super().clip_into(sums, coupled_B, per_sample_max_grad_norm=per_sample_max_grad_norm)
+    @contextmanager
+    def tape(self, *, rows: int, units: int | None = None) -> Iterator[HooksTape]:
+        class Couples(HooksTape):
+            def clip_into(self, sums: Any, losses_U: Tensor, *, per_sample_max_grad_norm: float) -> Tensor:
+                coupled_U = losses_U * losses_U.mean()
+                return super().clip_into(sums, coupled_U, per_sample_max_grad_norm=per_sample_max_grad_norm)
+
+        with super().tape(rows=rows, units=units) as right:
+            yield Couples(right.trainable, right.rows, right.units)
 
 
 @pytest.mark.parametrize("broken", [_ForgetsTheClip, _CouplesRecords])

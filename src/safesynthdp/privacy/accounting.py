@@ -2,28 +2,29 @@
 
 Here: epsilon of DP-SGD by three accountants, epsilon of several accesses together, and the noise for a target.
 Elsewhere: grids of losses (losses.py) and their composition (composition.py), Renyi curves (renyi.py), label histograms
-alone (conversions.py), the objects that draw (mechanisms.py).
+alone (conversions.py), the objects that draw (mechanisms.py), the root finding (noise_search.py).
 
-``pld``: composed privacy losses, pessimistic, the tightest. ``prv``: Opacus' accountant, its upper value, which is the
-true one plus at most about 0.02. ``rdp``: Renyi divergences, loose by 5 to 50 %, cheap. All three are upper bounds.
+``prv``: Opacus' accountant, its upper value, which lies above the true one by about 0.01 (prv.py). ``pld``: composed
+privacy losses, pessimistic, the tightest. ``rdp``: Renyi divergences, loose by 5 to 50 %, cheap. All three are upper
+bounds. ``auto`` is prv, and pld for ``adjacency=replace``, which the other two do not know.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from typing import Protocol
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.privacy import checks, renyi
+from safesynthdp.privacy import checks, prv, renyi
 from safesynthdp.privacy.composition import COARSE_POINTS, FINE_POINTS, composed_epsilon
 from safesynthdp.privacy.losses import Access, Adjacency, GaussianSteps
+from safesynthdp.privacy.noise_search import smallest
 
-PRV_ERROR = 0.01
-_PRV_MEMORY = 30_000_000  # points of Opacus' grid
-_TOLERANCE = 1e-3
-_MOST_PRICES = 100
-_NOISE_RANGE = (1e-3, 1e7)
+_ROUGH = 0.02
+_MARGIN = 2.5e-4  # of the target, so that prv's first answer lands within the tolerance as a rule
+_DENSE = 4  # times the usual grid, where the usual one is looser than prv's error
 _RARE = 1e-4  # below this sample rate one step moves less than a grid of the usual size resolves
 
 
@@ -55,7 +56,7 @@ def dpsgd_epsilon(
     sample_rate: float,
     steps: int,
     delta: float,
-    accountant: str = "pld",
+    accountant: str = checks.AUTO,
     adjacency: Adjacency = "add_remove",
 ) -> float:
     """Return epsilon at ``delta`` of ``steps`` Poisson-sampled Gaussian steps.
@@ -83,8 +84,8 @@ def dpsgd_epsilon(
 def joint_epsilon(mechanisms: Sequence[Priced], *, delta: float, adjacency: Adjacency) -> float:
     """Return epsilon at ``delta`` of all mechanisms together, whatever the order they ran in.
 
-    One alone asks its own accountant. Several are composed as privacy losses, or as Renyi curves when each DP-SGD
-    among them is accounted with rdp. Epsilons are never added up.
+    One alone asks its own accountant, and so do segments of one training, whose steps are added up. Others are composed
+    as privacy losses, or as Renyi curves when each DP-SGD among them is accounted with rdp. No epsilons are added up.
 
     Raises:
         ConfigError: If a mechanism has another adjacency.
@@ -99,7 +100,7 @@ def joint_epsilon(mechanisms: Sequence[Priced], *, delta: float, adjacency: Adja
     active = [mechanism for mechanism in mechanisms if mechanism.accesses()]
     if len(active) == 1:
         return active[0].epsilon(delta=delta)
-    accesses = tuple(access for mechanism in active for access in mechanism.accesses())
+    accesses = _added_up(access for mechanism in active for access in mechanism.accesses())
     return _price(accesses, delta, relation, joint_accountant(active), FINE_POINTS)
 
 
@@ -109,7 +110,10 @@ def joint_accountant(mechanisms: Sequence[Priced]) -> str:
     if len(active) == 1:
         return active[0].accountant
     stepped = {m.accountant for m in active if any(isinstance(a, GaussianSteps) for a in m.accesses())}
-    return "rdp" if stepped == {"rdp"} else "pld"
+    if stepped == {"rdp"}:
+        return "rdp"
+    accesses = _added_up(access for mechanism in active for access in mechanism.accesses())
+    return "prv" if stepped == {"prv"} and len(accesses) == 1 else "pld"
 
 
 def find_noise_multiplier(
@@ -118,7 +122,7 @@ def find_noise_multiplier(
     delta: float,
     sample_rate: float,
     steps: int,
-    accountant: str = "pld",
+    accountant: str = checks.AUTO,
     adjacency: Adjacency = "add_remove",
     others: Sequence[Access] = (),
 ) -> float:
@@ -147,14 +151,25 @@ def find_noise_multiplier(
         return _price((access, *others), delta, relation, which, points)
 
     if accountant == "rdp":
-        return _search(lambda s: price(s, "rdp", 0), target, 1.0)
-    rough_target = target - PRV_ERROR if accountant == "prv" else target
-    if rough_target <= 0:
+        return smallest(lambda s: price(s, "rdp", 0), target, 1.0)
+    if accountant == "pld":
+        start = smallest(lambda s: price(s, "pld", COARSE_POINTS), target, 1.0, tolerance=_ROUGH)
+        return smallest(lambda s: price(s, "pld", FINE_POINTS), target, start)
+    if target <= prv.LEAST_ERROR:
         raise ConfigError(
-            f"target_epsilon={target} is not above {PRV_ERROR}, the least accountant=prv can say; use pld"
+            f"target_epsilon={target} is not above {prv.LEAST_ERROR}, the least accountant=prv can say; use pld"
         )
-    start = _search(lambda s: price(s, "pld", COARSE_POINTS), rough_target, 1.0)
-    return _search(lambda s: price(s, accountant, FINE_POINTS), target, start)
+
+    def expected(noise_multiplier: float, points: int) -> float:
+        """What prv will say, without asking it."""
+        tight = price(noise_multiplier, "pld", points)
+        return tight + prv.error(tight)
+
+    start = smallest(lambda s: expected(s, COARSE_POINTS), target, 1.0, tolerance=_ROUGH)
+    start = smallest(lambda s: expected(s, FINE_POINTS), target * (1 - _MARGIN), start, tolerance=2 * _MARGIN)
+    nearby = [price(noise, "rdp", 0) for noise in (start, 1.05 * start)]
+    slope = math.log(nearby[1] / nearby[0]) / math.log(1.05) if min(nearby) > 0 else -1.0
+    return smallest(lambda s: price(s, "prv", FINE_POINTS), target, start, slope=slope)
 
 
 def accountant_version(accountant: str) -> dict[str, str]:
@@ -169,58 +184,35 @@ def _price(accesses: tuple[Access, ...], delta: float, adjacency: Adjacency, acc
     if accountant == "rdp":
         return renyi.epsilon(accesses, delta=delta)
     if accountant == "prv" and len(accesses) == 1 and isinstance(accesses[0], GaussianSteps):
-        return _prv_epsilon(accesses[0], delta)
+        return _certified_prv(accesses[0], delta)
     rare = any(isinstance(access, GaussianSteps) and access.sample_rate < _RARE for access in accesses)
     return composed_epsilon(accesses, delta=delta, adjacency=adjacency, points=4 * points if rare else points)
 
 
-def _prv_epsilon(access: GaussianSteps, delta: float) -> float:
-    """Return the upper value of Opacus' accountant; importing it loads torch."""
-    rough = composed_epsilon((access,), delta=delta / 4000, adjacency="add_remove", points=COARSE_POINTS)
-    if (2 * rough + 6) * math.sqrt(access.count * math.log(12e3 / delta) / 2) / PRV_ERROR > _PRV_MEMORY:
-        raise ConfigError(f"accountant=prv needs too much memory for steps={access.count} at this noise; use pld")
-    from opacus.accountants import PRVAccountant
+def _certified_prv(access: GaussianSteps, delta: float) -> float:
+    """Return prv's upper value if pld, which errs in another way, says too that it is one.
 
-    accountant = PRVAccountant()
-    accountant.history = [(access.noise_multiplier, access.sample_rate, access.count)]
-    try:
-        epsilon = float(accountant.get_epsilon(delta, eps_error=PRV_ERROR))
-    except RuntimeError as error:
-        raise ConfigError(f"accountant=prv cannot compute this epsilon ({error}); use pld") from error
-    if not math.isfinite(epsilon):
-        raise ConfigError("accountant=prv found no finite epsilon here; use pld")
-    return max(epsilon, 0.0)
-
-
-def _search(price: Callable[[float], float], target: float, start: float) -> float:
-    """Return x with ``target / 1.001 <= price(x) <= target`` for a falling price: a bracketed secant in logarithms.
-
-    Where the price jumps, or is flat to rounding, x is the end of the bracket at which the target is met.
+    The true epsilon is at most pld's. So a value of at least pld's is an upper bound whatever rounding did to prv, and
+    one that lies more than its own error above pld's is wrong.
     """
-    least, most = _NOISE_RANGE
-    low, high = least, math.inf  # price(low) is above the target (assumed at the start), price(high) is not
-    x, last, slope = start, (math.nan, math.nan), -1.0
-    for _ in range(_MOST_PRICES):
-        if low >= most or high <= 1.01 * least:
-            break
-        epsilon = price(x)
-        if target / (1 + _TOLERANCE) <= epsilon <= target:
-            return x
-        low, high = (low, x) if epsilon <= target else (x, high)
-        if high / low < 1 + 1e-9:
-            return high
-        if not 0 < epsilon < math.inf:
-            x = math.sqrt(x * low) if epsilon == 0 else min(2 * x, math.sqrt(x * high))
+    most = _price((access,), delta, "add_remove", "pld", FINE_POINTS)
+    eps_error = prv.error(most)
+    found = prv.upper_epsilon(access, delta=delta, eps_error=eps_error)
+    if found < most:
+        most = _price((access,), delta, "add_remove", "pld", _DENSE * FINE_POINTS)
+    if not most <= found <= most + 2 * eps_error:
+        raise ConfigError(f"accountant=prv says epsilon={found:.6g}, which pld's {most:.6g} does not confirm; use pld")
+    return found
+
+
+def _added_up(accesses: Iterable[Access]) -> tuple[Access, ...]:
+    """Return the accesses with equal sampled Gaussian steps in one: composition knows no order."""
+    steps: dict[tuple[float, float], GaussianSteps] = {}
+    rest: list[Access] = []
+    for access in accesses:
+        if not isinstance(access, GaussianSteps):
+            rest.append(access)
             continue
-        here = (math.log(x), math.log(epsilon))
-        if here[0] != last[0] and not math.isnan(last[0]):
-            slope = min(-0.05, (here[1] - last[1]) / (here[0] - last[0]))
-        last = here
-        step = (math.log(target) - _TOLERANCE / 2 - here[1]) / slope
-        x = math.exp(here[0] + max(-3.0, min(3.0, step)))
-        if not low < x < high:
-            x = math.sqrt(low * high) if high < math.inf else 2 * low
-    else:
-        if high < math.inf:
-            return high
-    raise ConfigError(f"target_epsilon={target} is met by no noise_multiplier from {least:g} to {most:g}; change it")
+        key = (access.noise_multiplier, access.sample_rate)
+        steps[key] = replace(access, count=access.count + (steps[key].count if key in steps else 0))
+    return (*steps.values(), *rest)

@@ -64,7 +64,7 @@ class Budget:
         expected_batch_size: int | float,
         steps: int,
         per_sample_max_grad_norm: float,
-        accountant: str = "pld",
+        accountant: str = checks.AUTO,
         adjacency: Adjacency = "add_remove",
         others: Sequence[LabelHistogramMechanism] = (),
     ) -> float:

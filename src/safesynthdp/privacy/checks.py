@@ -12,6 +12,8 @@ from safesynthdp.privacy.losses import Adjacency
 
 ADJACENCIES: tuple[str, ...] = get_args(Adjacency)
 ACCOUNTANTS = ("pld", "prv", "rdp")
+AUTO = "auto"
+"""No accountant was chosen: prv, and pld where prv does not know the neighbour relation."""
 MAX_STEPS = 10_000_000
 
 
@@ -55,11 +57,13 @@ def adjacency(name: str, value: Any) -> Adjacency:
 
 
 def accountant(name: str, value: Any, *, relation: Adjacency) -> str:
-    """Return ``value`` if this accountant knows this neighbour relation."""
+    """Return ``value`` if this accountant knows this neighbour relation; for ``auto`` the one that does."""
+    if value == AUTO:
+        return "prv" if relation == "add_remove" else "pld"
     if value == "gdp":
         raise ConfigError(f"{name}=gdp under-reports epsilon and is not offered; use one of {', '.join(ACCOUNTANTS)}")
     if value not in ACCOUNTANTS:
-        raise ConfigError(f"{name}={value} is not one of {', '.join(ACCOUNTANTS)}")
+        raise ConfigError(f"{name}={value} is not one of {AUTO}, {', '.join(ACCOUNTANTS)}")
     if relation == "replace" and value != "pld":
         raise ConfigError(f"{name}={value} knows only adjacency=add_remove; adjacency=replace needs {name}=pld")
     return str(value)

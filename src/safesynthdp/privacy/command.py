@@ -65,7 +65,7 @@ def _parser() -> _OneLineParser:
     dpsgd.add_argument("--noise_multiplier", type=number, help="noise standard deviation / clipping bound")
     dpsgd.add_argument("--target_epsilon", type=number, help="in place of --noise_multiplier: find it")
     dpsgd.add_argument("--steps", type=whole, required=True, help="optimizer steps, empty ones included")
-    dpsgd.add_argument("--accountant", default="pld", help="pld (default), prv or rdp")
+    dpsgd.add_argument("--accountant", default=checks.AUTO, help="prv (default), pld (default for replace) or rdp")
     dpsgd.set_defaults(answer=_dpsgd)
     histogram = commands.add_parser("histogram", help="a label histogram with integer noise")
     histogram.add_argument("--mechanism", required=True, help="laplace or gaussian")

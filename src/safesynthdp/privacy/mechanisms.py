@@ -12,7 +12,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from safesynthdp.privacy.output_gaussian import GaussianL2, GaussianProbs
 from safesynthdp.privacy.output_mechanisms import Laplace, LaplaceProbs, Softmax, UniformMix
 from safesynthdp.privacy.output_registry import Heuristic, output_mechanism
 from safesynthdp.privacy.randomness import EntropySource, StepKeys, normals, words
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "DPSGDMechanism",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 SAMPLING_DOMAIN = "dpsgd/sampling"
 NOISE_DOMAIN = "dpsgd/noise"
+DEVICE_DOMAIN = "dpsgd/device_seed"
 _MIN_SCALE, _MAX_SCALE = 1e-2, 1e9
 
 
@@ -61,8 +65,8 @@ class DPSGDMechanism:
     """Optimizer steps; a logical batch counts once, an empty one too. 0: nothing has run, nothing is spent."""
     per_sample_max_grad_norm: float
     """L2 bound on one unit's gradient; the noise is in the same unit."""
-    accountant: str = "pld"
-    """Which accountant prices it alone: pld, prv or rdp."""
+    accountant: str = checks.AUTO
+    """Which accountant prices it alone: prv, pld or rdp; auto becomes prv, or pld for adjacency=replace, when built."""
     adjacency: Adjacency = "add_remove"
     """Neighbours: one unit added or removed, or one replaced."""
 
@@ -76,7 +80,8 @@ class DPSGDMechanism:
         checks.positive("noise_multiplier", self.noise_multiplier)
         checks.whole("steps", self.steps, at_least=0, at_most=checks.MAX_STEPS)
         checks.positive("per_sample_max_grad_norm", self.per_sample_max_grad_norm)
-        checks.accountant("accountant", self.accountant, relation=checks.adjacency("adjacency", self.adjacency))
+        relation = checks.adjacency("adjacency", self.adjacency)
+        object.__setattr__(self, "accountant", checks.accountant("accountant", self.accountant, relation=relation))
 
     @property
     def sample_rate(self) -> float:
@@ -106,6 +111,22 @@ class DPSGDMechanism:
         drawn *= self.noise_multiplier * self.per_sample_max_grad_norm
         return drawn
 
+    def device_noise(
+        self, *, step: int, tensor: int, count: int, keys: StepKeys, device: "torch.device"
+    ) -> "torch.Tensor":
+        """Return the same distribution as ``noise``, drawn where the model is: [count] float64 on ``device``.
+
+        Guarantee:
+            That of ``noise`` against anyone who cannot predict the device's generator, which is not cryptographic.
+            Each step and tensor seeds it anew with a word of the secret noise key, so a step can be replayed.
+        """
+        import torch
+
+        word = words(keys.noise, domain=DEVICE_DOMAIN, step=step, tensor=tensor, count=1)[0]
+        generator = torch.Generator(device).manual_seed(int(word >> np.uint64(1)))
+        drawn = torch.randn(count, dtype=torch.float64, device=device, generator=generator)
+        return drawn.mul_(self.noise_multiplier * self.per_sample_max_grad_norm)
+
     def epsilon(self, *, delta: float) -> float:
         """Return the price of all ``steps``, at ``delta``, by this mechanism's accountant."""
         return dpsgd_epsilon(
@@ -134,18 +155,22 @@ class DPSGDMechanism:
 
     @classmethod
     def from_entry(cls, entry: Mapping[str, Any]) -> "DPSGDMechanism":
-        """Read what ``to_entry`` wrote.
+        """Read what ``to_entry`` wrote; an entry that names no accountant was priced by pld.
 
         Raises:
             LedgerMismatch: If a key is missing, unknown or out of range, or the sample rate is not the quotient.
         """
         required = {"num_records", "expected_batch_size", "noise_multiplier", "steps", "sample_rate"}
         optional = {"per_sample_max_grad_norm", "accountant", "adjacency", "sampling"}
-        values = {"per_sample_max_grad_norm": 1.0} | known_keys(entry, required=required, optional=optional)
+        values = {"per_sample_max_grad_norm": 1.0, "accountant": "pld"} | known_keys(
+            entry, required=required, optional=optional
+        )
         rate, sampling = values.pop("sample_rate"), values.pop("sampling", "poisson")
         if sampling != "poisson":
             raise LedgerMismatch(f"ledger: sampling is {sampling}, and only poisson can be priced")
         found = built(cls, values)
+        if values["accountant"] != found.accountant:
+            raise LedgerMismatch(f"ledger: accountant is {values['accountant']}, which names none; restore the ledger")
         if rate != found.sample_rate:
             raise LedgerMismatch(
                 f"ledger: sample_rate is {rate}, expected_batch_size / num_records is {found.sample_rate}; restore it"

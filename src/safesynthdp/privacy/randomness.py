@@ -6,16 +6,17 @@ mode (NIST SP 800-38A), BLAKE2b as key derivation. A word is 64 bits, a block of
 """
 
 import hashlib
+import math
 import os
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
-from scipy import special
 
 from safesynthdp.errors import ConfigError, LedgerMismatch
 
@@ -23,7 +24,8 @@ KEY_BYTES = 32
 MAX_STEP = 2**40
 MAX_TENSOR = 2**32
 MAX_WORDS = 2**57  # 2**56 blocks of two words: the counter never reaches the bits of step and tensor
-_CHUNK = 2**20
+_CHUNK = 2**18
+_PIECE = 2**14
 _BATCH_WORDS = 256
 
 
@@ -115,7 +117,7 @@ def words(key: bytes, *, domain: str, step: int, tensor: int, count: int, offset
     cipher = Cipher(algorithms.AES256(derive_key(key, domain)), modes.CTR(start.to_bytes(16, "big")))
     blocks = (offset + count + 1) // 2 - first
     stream = np.frombuffer(cipher.encryptor().update(bytes(16 * blocks)), dtype="<u8")
-    return stream[offset - 2 * first :][:count].astype(np.uint64)
+    return stream[offset - 2 * first :][:count].astype(np.uint64, copy=False)
 
 
 def normals(key: bytes, *, domain: str, step: int, tensor: int, count: int, offset: int = 0) -> NDArray[np.float64]:
@@ -124,13 +126,38 @@ def normals(key: bytes, *, domain: str, step: int, tensor: int, count: int, offs
     The inverse distribution function of a uniform with 53 bits: 52 bits choose the quantile ``(k + 1/2) / 2^53`` of the
     lower half, one chooses the sign. The values are symmetric, never infinite, and reach 8.2 standard deviations.
     """
-    drawn = words(key, domain=domain, step=step, tensor=tensor, count=count, offset=offset)
+    _check_place(step=step, tensor=tensor, count=count, offset=offset)
     result = np.empty(count, dtype=np.float64)
-    for begin in range(0, count, _CHUNK):
-        word = drawn[begin : begin + _CHUNK]
-        lower = special.ndtri(((word >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-53)
-        result[begin : begin + _CHUNK] = np.where(word & np.uint64(1), lower, -lower)
+
+    def fill(begin: int) -> None:
+        part = result[begin : begin + _CHUNK]
+        _to_normals(words(key, domain=domain, step=step, tensor=tensor, count=len(part), offset=offset + begin), part)
+
+    if count <= _CHUNK:
+        fill(0)
+    else:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # the cipher and erfinv release the lock
+            list(pool.map(fill, range(0, count, _CHUNK)))
     return result
+
+
+def _to_normals(drawn: NDArray[np.uint64], out: NDArray[np.float64]) -> None:
+    """Write sqrt(2) erfinv(1 - 2 quantile) with its sign; 1 - 2 quantile = 1 - k / 2^52 - 2^-53 is exact in float64.
+
+    torch's erfinv takes 2 ns a value where scipy's ndtri takes 20, and bits are faster than conversions; pieces are
+    too small for torch to start threads of its own.
+    """
+    import torch
+
+    bits = drawn >> np.uint64(12)  # k
+    bits |= np.uint64(0x3FF0000000000000)  # the float64 1 + k / 2^52
+    np.subtract(2.0, bits.view(np.float64), out=out)
+    out -= 2.0**-53
+    for begin in range(0, len(out), _PIECE):
+        piece = torch.from_numpy(out[begin : begin + _PIECE])
+        torch.erfinv(piece, out=piece)
+    out *= math.sqrt(2)
+    out.view(np.uint64)[:] ^= drawn << np.uint64(63)  # the lowest bit becomes the sign
 
 
 class EntropySource:

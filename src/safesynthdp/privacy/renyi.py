@@ -6,7 +6,7 @@ arXiv:2004.00010, proposition 12. Symbols: a the order, q the sample rate, s the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import special
@@ -15,6 +15,7 @@ from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.losses import Access, DiscreteGaussian, Floats, GaussianSteps, TwoPoint
 from safesynthdp.privacy.output_pricing import BoundedRange
 
+_WHOLE = 64  # from here on only some of the whole orders are tried, then those between
 _ORDERS = (
     *(1 + 0.005 * 2200 ** (k / 150) for k in range(151)),  # 1.005 to 12
     *range(13, 65),
@@ -31,16 +32,40 @@ def epsilon(accesses: Sequence[Access], *, delta: float) -> float:
     """
     if not accesses:
         return 0.0
-    scaled = np.array([sum(access.count * _scaled(access, order) for access in accesses) for order in _ORDERS])
-    orders = np.array(_ORDERS, dtype=np.float64)
-    usable = np.isfinite(scaled)
-    return from_curve(orders[usable], scaled[usable] / (orders[usable] - 1), delta)
+
+    def at(order: float) -> float:
+        scaled = sum(access.count * _scaled(access, order) for access in accesses)
+        return float(_converted(np.array([order]), np.array([scaled / (order - 1)]), delta)[0])
+
+    values = [at(order) for order in _ORDERS]
+    best = int(np.nanargmin(values))
+    around = _ORDERS[max(best - 1, 0) : best + 2]
+    between = _least_between(at, math.ceil(around[0]), math.floor(around[-1])) if _ORDERS[best] >= _WHOLE else math.inf
+    return max(0.0, min(values[best], between))
 
 
 def from_curve(orders: Floats, divergences: Floats, delta: float) -> float:
     """Return ``min_a D_a + ln(1 - 1/a) - ln(a delta) / (a - 1)``, at least 0."""
-    values = divergences + np.log1p(-1 / orders) - np.log(orders * delta) / (orders - 1)
-    return max(0.0, float(np.min(values)))
+    return max(0.0, float(np.min(_converted(orders, divergences, delta))))
+
+
+def _converted(orders: Floats, divergences: Floats, delta: float) -> Floats:
+    """Return epsilon at each order."""
+    return divergences + np.log1p(-1 / orders) - np.log(orders * delta) / (orders - 1)
+
+
+def _least_between(at: Callable[[float], float], low: int, high: int) -> float:
+    """Return the least value of a curve that falls and then rises, at whole orders; any of its values is a bound."""
+    while high - low > 2:
+        third = (high - low) // 3
+        left, right = low + third, high - third
+        low, high = (low, right) if at(left) <= at(right) else (left, high)
+    return min(at(order) for order in range(low, high + 1))
+
+
+def divergences(access: Access, orders: Floats) -> Floats:
+    """Return the Renyi divergence of one access of ``access.count`` at each order."""
+    return np.array([_scaled(access, order) for order in orders.tolist()]) / (orders - 1)
 
 
 def _scaled(access: Access, order: float) -> float:

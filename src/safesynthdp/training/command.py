@@ -45,7 +45,8 @@ def finetune(config: FinetuneConfig, run: RunDirectory) -> None:
     split = load_split(config.data)
     for warning in split.train.warnings:
         run.say(f"warning: {warning}")
-    units = Units.of(split.train, unit=config.privacy.unit)
+    privacy = config.privacy
+    units = Units.of(split.train, unit=privacy.unit, max_records=privacy.max_records_per_user)
     sizes = f"{len(split.train):,} records to train on, {len(split.holdout):,} held out"
     run.say(f"{sizes}, {len(split.train.label_set)} labels")
     known = _known_noise_multiplier(run)

@@ -30,15 +30,22 @@ class PrivacyConfig:
     """L2 bound on one record's gradient."""
     unit: Literal["record", "user"] = "record"
     """Who is protected: one record, or all records of one user (needs data.user_column)."""
+    max_records_per_user: int = 1
+    """With unit=user: at most this many records of a drawn user join a step, a keyed choice each time; the gradient of
+    their mean loss is clipped as one."""
     adjacency: Literal["add_remove", "replace"] = "add_remove"
     """Neighbouring data sets: one unit more or less, or one exchanged (accountant pld only)."""
-    accountant: Literal["pld", "prv", "rdp"] = "pld"
-    """How steps compose. With a label histogram the joint composition is by pld (or rdp, if chosen)."""
+    accountant: Literal["auto", "prv", "pld", "rdp"] = "auto"
+    """How steps compose; 'auto' = prv (Opacus'), or pld for adjacency=replace. With a label histogram the joint
+    composition is by pld (or rdp, if chosen), and the release says so."""
     label_histogram_epsilon: float | None = 0.1
     """Epsilon of the noisy label counts that sampling follows (discrete Laplace), composed with the rest; null = no
     histogram: texts are spread uniformly over the labels, at no cost."""
     num_records_is_public: bool = True
     """False lists the number of records under not_covered: the sample rate is computed from it."""
+    noise_generator: Literal["keyed", "device"] = "keyed"
+    """'keyed' draws the noise of the steps from a cryptographic stream. 'device' draws it where the model is, from a
+    generator seeded from OS entropy: faster on a GPU, not cryptographic, and the release says so. Sampling is keyed."""
     unsafe_seed: int | None = None
     """null = keys from OS entropy. A number makes the run reproducible and every later artifact is marked 'seeded: no
     guarantee against whoever knows the seed'."""
@@ -56,8 +63,24 @@ class PrivacyConfig:
                 raise ConfigError(f"privacy.{name}={value}: give a finite number above 0")
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"privacy.target_delta={self.target_delta} is outside (0, 1); give, say, 1e-5")
+        self._check_users()
+        self._settle_accountant()
+
+    def _settle_accountant(self) -> None:
+        """Put a name in the place of 'auto', so that config.yaml and the ledger say which one it was."""
+        if self.accountant == "auto":
+            object.__setattr__(self, "accountant", "pld" if self.adjacency == "replace" else "prv")
         if self.adjacency == "replace" and self.accountant != "pld":
             raise ConfigError(f"privacy.accountant={self.accountant} knows only add_remove; use pld with replace")
+
+    def _check_users(self) -> None:
+        if self.max_records_per_user < 1:
+            raise ConfigError(f"privacy.max_records_per_user={self.max_records_per_user}: give a whole number above 0")
+        if self.max_records_per_user > 1 and self.unit == "record":
+            raise ConfigError(
+                f"privacy.max_records_per_user={self.max_records_per_user} has no meaning with unit=record; set "
+                "privacy.unit=user"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +141,9 @@ class HardwareConfig:
     """Rows x padded length of a physical batch; records are sorted by length first."""
     physical_batch_size: int | None = None
     """At most this many records in memory at once; null = max_tokens_per_microbatch decides alone."""
-    clipping_engine: Literal["auto", "hooks"] = "auto"
-    """How per-record gradients are found; 'auto' takes the fastest exact one (now: hooks, Opacus' own)."""
+    clipping_engine: Literal["auto", "bookkeeping", "ghost", "hooks"] = "auto"
+    """How per-record gradients are bounded: one backward pass (bookkeeping), or Opacus' ghost clipping or per-record
+    gradients (hooks). All are exact; 'auto' takes the fastest that fits the model and says why."""
     mixed_precision: Literal["no"] = "no"
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
     gradient_checkpointing: bool = False

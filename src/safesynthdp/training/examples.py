@@ -132,17 +132,17 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, device: torch.dev
     )
 
 
-def micro_batches(
-    examples: Sequence[Example],
-    *,
-    max_tokens: int,
-    max_rows: int | None,
-    pad_token_id: int,
-    device: torch.device | str = "cpu",
-) -> Iterator[tuple[list[int], Batch]]:
-    """Yield (positions into ``examples``, padded batch), shortest first; nothing for an empty draw."""
-    for chosen in pack([len(example) for example in examples], max_tokens=max_tokens, max_rows=max_rows):
-        yield chosen, collate([examples[i] for i in chosen], pad_token_id=pad_token_id, device=device)
+def micro_batches(units: Sequence[Sequence[Example]], *, max_tokens: int, max_rows: int | None) -> Iterator[list[int]]:
+    """Yield positions into ``units``, micro-batch by micro-batch, shortest first; nothing for an empty draw.
+
+    Units of one micro-batch have equally many records. The budget counts rows x padded length.
+    """
+    for count in sorted({len(unit) for unit in units}):
+        same = [i for i, unit in enumerate(units) if len(unit) == count]
+        lengths = [max(len(example) for example in units[i]) for i in same]
+        rows = None if max_rows is None else max(1, max_rows // count)
+        for chosen in pack(lengths, max_tokens=max(1, max_tokens // count), max_rows=rows):
+            yield [same[i] for i in chosen]
 
 
 def _example(prompt: tuple[int, ...], text: Sequence[int], *, end: int, max_length: int) -> Example:

@@ -12,7 +12,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safesynthdp.errors import LedgerMismatch
+from safesynthdp.errors import LedgerMismatch, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import progress
 from safesynthdp.runs import RunDirectory
@@ -35,6 +35,7 @@ from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_c
 from safesynthdp.training.units import Units
 
 METRICS = "metrics.jsonl"
+SHOWS_IN_FLOAT32 = 1e-6  # AdamW moves a weight by about the learning rate; ulp(1) / 2 is 6e-8
 DROPOUT_STRIDE = 1_000_003  # more micro-batches than any step has
 
 
@@ -74,6 +75,7 @@ def train(job: Job) -> int:
     keys = job.keys.derive(clock.incarnation)
     sums = zero_sums(trainable)
     last = job.plan.steps - clock.abandoned
+    check = _MovesCheck(trainable) if job.plan.mechanism is not None and clock.step == 0 else None
     job.model.train()
     with _interruptible() as interrupted, progress("training", total=job.plan.steps, unit="steps") as advance:
         advance(min(clock.step, job.plan.steps))
@@ -83,6 +85,7 @@ def train(job: Job) -> int:
             facts = _one_step(job, sums, step=step, keys=keys)
             set_gradients(trainable, sums, divisor=job.config.train.expected_batch_size)
             optimizer.step()
+            check = check and check.after(optimizer)
             scheduler.step()
             clock = replace(clock, step=step + 1)
             if clock.step % job.config.train.logging_steps == 0:
@@ -95,6 +98,29 @@ def train(job: Job) -> int:
     return clock.step
 
 
+class _MovesCheck:
+    """After the first step every trainable has moved: the noise alone moves it if the optimizer holds it."""
+
+    def __init__(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        self._trainable = trainable
+        self._before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+
+    def after(self, optimizer: torch.optim.Optimizer) -> "_MovesCheck | None":
+        """Compare, once the learning rate is large enough to show in float32; None when nothing is left to check.
+
+        Raises:
+            SafeSynthError: Naming a trainable that stayed as it was.
+        """
+        if not any(group["lr"] >= SHOWS_IN_FLOAT32 for group in optimizer.param_groups):
+            return self
+        for name, parameter in self._trainable.items():
+            if torch.equal(parameter.detach(), self._before[name]):
+                raise SafeSynthError(
+                    f"{name} did not move in the first step, though noise was added: the optimizer does not hold it"
+                )
+        return None
+
+
 def _one_step(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepKeys) -> StepFacts:
     """Draw, clip, sum, and noise once: steps 2 to 6 of the contract; an empty draw is a step like any other."""
     chosen = job.units.draw(job.plan, step=step, keys=keys)
@@ -102,14 +128,15 @@ def _one_step(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepK
         job.model,
         job.engine,
         sums,
-        [job.examples[i] for i in chosen],
+        [[job.examples[i] for i in records] for records in chosen],
         per_sample_max_grad_norm=job.plan.mechanism.per_sample_max_grad_norm if job.plan.mechanism else math.inf,
         hardware=job.config.hardware,
         pad_token_id=job.pad_token_id,
         dropout_seed=(job.config.train.seed * 7919 + step) * DROPOUT_STRIDE % 2**63,
     )
     if job.plan.mechanism is not None:
-        add_noise(sums, mechanism=job.plan.mechanism, keys=keys, step=step)
+        generator = job.config.privacy.noise_generator
+        add_noise(sums, mechanism=job.plan.mechanism, keys=keys, step=step, generator=generator)
     return facts
 
 

@@ -130,6 +130,11 @@ def _not_covered(privacy: PrivacyConfig, records: Records) -> tuple[str, ...]:
     ]
     if not privacy.num_records_is_public:
         lines.append("the number of records: the sample rate and the noise are computed from it")
+    if privacy.mode == "dp" and privacy.noise_generator == "device":
+        lines.append(
+            "noise of the steps: a device generator seeded from OS entropy, not a cryptographic stream; whoever could "
+            "predict it could remove it"
+        )
     if privacy.unsafe_seed is not None:
         lines.append("seeded: no guarantee against whoever knows the seed")
     return (*lines, *records.not_covered)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from safesynthdp.training.examples import Example, micro_batches
+from safesynthdp.training.examples import Example, collate, micro_batches
 from safesynthdp.training.loss import target_log_probs
 
 
@@ -33,10 +33,9 @@ def token_log_probs(
     scored: list[NDArray[np.float64]] = [np.empty(0)] * len(examples)
     model.eval()
     with torch.inference_mode():
-        batches = micro_batches(
-            examples, max_tokens=max_tokens_per_microbatch, max_rows=None, pad_token_id=0, device=device
-        )
-        for chosen, batch in batches:
+        alone = [[example] for example in examples]
+        for chosen in micro_batches(alone, max_tokens=max_tokens_per_microbatch, max_rows=None):
+            batch = collate([examples[i] for i in chosen], pad_token_id=0, device=device)
             picked_BT = target_log_probs(model, batch).double().cpu().numpy()
             for row, index in enumerate(chosen):
                 example = examples[index]

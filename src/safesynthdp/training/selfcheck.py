@@ -1,35 +1,144 @@
 """Before the first step: is what the engine adds up really a sum of clipped per-record gradients?
 
-Here: three made-up ragged records through the real model and engine, against a loop over single records. No private
-record is touched and nothing is spent. Elsewhere: static refusals by name (models.py).
+Here: three made-up ragged records through the real model, wrapper, dtype, device and engine, against autograd on each
+record alone. No private record is touched and nothing is spent. Elsewhere: static refusals by name (clippable.py), the
+same with an explanation on screen (``safesynthdp selftest engine``).
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from safesynthdp.errors import UnsupportedLayer
-from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
+from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows, trainable_parameters
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses
-from safesynthdp.training.step import zero_sums
+from safesynthdp.training.step import clip_units, zero_sums
 
-RELATIVE_TOLERANCE = 1e-3
+FLOAT32_TOLERANCE = 1e-3
+BFLOAT16_TOLERANCE = 2e-2
 _LENGTHS = (7, 12, 9)
+_WAY_OUT = "choose another hardware.clipping_engine, freeze it or use LoRA"
 
 
 def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, pad_token_id: int) -> None:
-    """Compare the engine with single records: norms, clipped sum, and that every trainable is reached.
+    """Compare the engine with single records.
 
-    Adapters start at B = 0, where every gradient of A is 0 and a defect would hide: they are filled at random for the
-    check and restored after it.
+    Checked: norms, the clipped sum tensor by tensor, every trainable reached, one record releases at most C, a record
+    does not depend on another one, a record that is not finite adds nothing, and nothing is left behind. Adapters
+    start at B = 0, where every gradient of A is 0 and a defect would hide: they are filled at random for the check
+    and restored after it.
 
     Raises:
         UnsupportedLayer: Naming the first parameter whose gradient is wrong, and the way out.
     """
+    with _as_if_trained(model) as generator:
+        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id, generator=generator)
+        check = _Check(model, engine, pad_token_id)
+        singles = [check.single_gradient(example) for example in made]
+        bound = float(torch.stack([_norm(grads) for grads in singles]).median())
+        check.sums_are_right(made, singles, bound)
+        check.one_record_stays_within(made[1], float(_norm(singles[1])) / 2)
+        check.rows_do_not_interact(made, bound)
+        check.not_finite_adds_nothing(made, singles, bound)
+
+
+class _Check:
+    """The model, its engine, and what is asked of them."""
+
+    def __init__(self, model: nn.Module, engine: ClippingEngine, pad_token_id: int) -> None:
+        self.model, self.engine, self.pad_token_id = model, engine, pad_token_id
+        self.trainable = trainable_parameters(model)
+        self.device = next(iter(self.trainable.values())).device
+        is_float32 = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+        self.tolerance = FLOAT32_TOLERANCE if is_float32 else BFLOAT16_TOLERANCE
+
+    def clipped(self, made: Sequence[Example], bound: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Return sums and norms of a batch, by the engine."""
+        sums = zero_sums(self.trainable)
+        _, norms = clip_units(
+            self.model,
+            self.engine,
+            sums,
+            [[example] for example in made],
+            per_sample_max_grad_norm=bound,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        return sums, norms
+
+    def single_gradient(self, example: Example) -> dict[str, Tensor]:
+        """Return the gradient of one unpadded record's loss by plain autograd, outside every tape."""
+        self.model.eval()  # without checkpointing, which plain autograd.grad cannot cross
+        loss = record_losses(self.model, collate([example], pad_token_id=self.pad_token_id, device=self.device))[0]
+        grads = torch.autograd.grad(loss, list(self.trainable.values()), allow_unused=True)
+        self.model.train()
+        named = zip(self.trainable.items(), grads, strict=True)
+        return {name: torch.zeros_like(p) if g is None else g.detach().float() for (name, p), g in named}
+
+    def sums_are_right(self, made: Sequence[Example], singles: Sequence[Mapping[str, Tensor]], bound: float) -> None:
+        """Norms and clipped sum equal those of the loop; every trainable is reached; no gradient is left behind."""
+        sums, found = self.clipped(made, bound)
+        norms = torch.stack([_norm(grads) for grads in singles]).cpu()
+        if not torch.allclose(found.float(), norms, rtol=self.tolerance):
+            raise UnsupportedLayer(f"{_worst(sums, singles)}: per-record norms are wrong in a batch; {_WAY_OUT}")
+        self._compare(sums, singles, bound)
+        left = [name for name, p in self.trainable.items() if p.grad is not None]
+        if left:
+            raise UnsupportedLayer(f"{left[0]}: the engine left a gradient behind; {_WAY_OUT}")
+
+    def one_record_stays_within(self, example: Example, bound: float) -> None:
+        """A single clipped record releases at most C, and not much less."""
+        released = float(_norm(self.clipped([example], bound)[0]))
+        if not (1 - 3 * self.tolerance) * bound <= released <= bound:
+            raise UnsupportedLayer(f"one record releases {released / bound:.5f} of the clip; {_WAY_OUT}")
+
+    def rows_do_not_interact(self, made: Sequence[Example], bound: float) -> None:
+        """Other content in one row leaves the norms of the others alone."""
+        turned = Example(
+            input_ids=made[0].input_ids[::-1], num_prompt_tokens=made[0].num_prompt_tokens, is_truncated=False
+        )
+        before, after = self.clipped(made, bound)[1], self.clipped([turned, *made[1:]], bound)[1]
+        if not torch.allclose(before[1:], after[1:], rtol=self.tolerance / 100):
+            raise UnsupportedLayer(f"the model mixes the records of a batch; {_WAY_OUT}")
+
+    def not_finite_adds_nothing(
+        self, made: Sequence[Example], singles: Sequence[Mapping[str, Tensor]], bound: float
+    ) -> None:
+        """A row whose loss is not finite leaves the sum of the others."""
+        sums = zero_sums(self.trainable)
+        batch = collate(made, pad_token_id=self.pad_token_id, device=self.device)
+        poison_B = torch.tensor([math.nan] + [1.0] * (len(made) - 1), device=self.device)
+        with self.engine.tape(rows=len(made)) as tape:
+            losses_B = record_losses(self.model, batch) * poison_B
+            try:
+                tape.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
+            except NonFiniteRows:  # nothing was added; the caller runs the others again
+                sums = self.clipped(made[1:], bound)[0]
+        self._compare(sums, singles[1:], bound)
+
+    def _compare(self, sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]], bound: float) -> None:
+        scales = [min(1.0, bound / float(_norm(grads))) for grads in singles]
+        for name, total in sums.items():
+            expected = sum(
+                (grads[name] * scale for grads, scale in zip(singles, scales, strict=True)), torch.zeros_like(total)
+            )
+            if not bool(expected.any()):
+                raise UnsupportedLayer(
+                    f"{name} is trainable but no record reaches it; freeze it or change lora.target_modules"
+                )
+            error = float((total - expected).norm() / expected.norm())
+            if not error < 3 * self.tolerance:  # the clip's own margin is 1e-3
+                raise UnsupportedLayer(f"{name}: the clipped sum is off by {error:.1e}; {_WAY_OUT}")
+
+
+@contextmanager
+def _as_if_trained(model: nn.Module) -> Iterator[torch.Generator]:
+    """Without dropout and with nothing at zero; weights and rates are restored on leaving."""
     trainable = trainable_parameters(model)
     before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
     dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
@@ -38,9 +147,11 @@ def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, p
     try:
         for module in dropouts:
             module.p = 0.0
-        _fill_zero_tensors(trainable, generator)
-        examples = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id, generator=generator)
-        _compare(model, engine, examples, pad_token_id=pad_token_id)
+        with torch.no_grad():
+            for parameter in trainable.values():
+                if not bool(parameter.any()):
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        yield generator
     finally:
         for module, rate in zip(dropouts, rates, strict=True):
             module.p = rate
@@ -50,42 +161,8 @@ def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, p
                 parameter.grad = None
 
 
-def _compare(model: nn.Module, engine: ClippingEngine, examples: Sequence[Example], *, pad_token_id: int) -> None:
-    trainable = trainable_parameters(model)
-    device = next(iter(trainable.values())).device
-    with engine.paused():
-        singles = [_single_gradient(model, example, pad_token_id=pad_token_id) for example in examples]
-    norms = torch.stack([torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt() for grads in singles])
-    bound = float(norms.median())
-    sums = zero_sums(trainable)
-    losses_B = record_losses(model, collate(examples, pad_token_id=pad_token_id, device=device))
-    found_B = engine.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
-    if not torch.allclose(found_B.to(norms.device), norms, rtol=RELATIVE_TOLERANCE):
-        raise UnsupportedLayer(f"{_worst(sums, singles)}: per-record norms are wrong in a batch; freeze it or use LoRA")
-    for name, total in sums.items():
-        scales = [min(1.0, bound / float(norm)) for norm in norms]
-        expected = sum(
-            (grads[name] * scale for grads, scale in zip(singles, scales, strict=True)), torch.zeros_like(total)
-        )
-        if not bool(expected.any()):
-            raise UnsupportedLayer(
-                f"{name} is trainable but no record reaches it; freeze it or change lora.target_modules"
-            )
-        error = float((total - expected).norm() / expected.norm())
-        if not error < 3 * RELATIVE_TOLERANCE:  # the clip's own margin is 1e-3
-            raise UnsupportedLayer(f"{name}: the clipped sum is off by {error:.1e}; freeze it or use LoRA")
-
-
-def _single_gradient(model: nn.Module, example: Example, *, pad_token_id: int) -> dict[str, Tensor]:
-    """Return the gradient of one unpadded record's loss by plain autograd, every engine hook at rest."""
-    trainable = trainable_parameters(model)
-    device = next(iter(trainable.values())).device
-    model.eval()  # without checkpointing, which plain autograd.grad cannot cross
-    loss = record_losses(model, collate([example], pad_token_id=pad_token_id, device=device))[0]
-    grads = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-    model.train()
-    named = zip(trainable.items(), grads, strict=True)
-    return {name: torch.zeros_like(p) if g is None else g.detach().float() for (name, p), g in named}
+def _norm(grads: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
 
 
 def _worst(sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]]) -> str:
@@ -96,13 +173,6 @@ def _worst(sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]]) 
         return float((sums[name] / sums[name].norm().clamp(min=1e-12) - plain / plain.norm().clamp(min=1e-12)).norm())
 
     return max(sums, key=distance)
-
-
-def _fill_zero_tensors(trainable: Mapping[str, nn.Parameter], generator: torch.Generator) -> None:
-    with torch.no_grad():
-        for parameter in trainable.values():
-            if not bool(parameter.any()):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def _made_up(*, vocab_size: int, pad_token_id: int, generator: torch.Generator) -> list[Example]:
@@ -123,9 +193,9 @@ def seconds_per_token(
     trainable = trainable_parameters(model)
     device = next(iter(trainable.values())).device
     ids = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0)).tolist()
-    made = [Example(input_ids=tuple(row), num_prompt_tokens=1, is_truncated=False) for row in ids]
+    made = [[Example(input_ids=tuple(row), num_prompt_tokens=1, is_truncated=False)] for row in ids]
+    bound, pad = math.inf if engine.name == "plain" else 1.0, pad_token_id
+    sums = zero_sums(trainable)
     began = time.monotonic()
-    losses_B = record_losses(model, collate(made, pad_token_id=pad_token_id, device=device))
-    bound = math.inf if engine.name == "plain" else 1.0
-    engine.clip_into(zero_sums(trainable), losses_B, per_sample_max_grad_norm=bound)
+    clip_units(model, engine, sums, made, per_sample_max_grad_norm=bound, pad_token_id=pad, device=device)
     return (time.monotonic() - began) / (rows * length)

@@ -36,8 +36,9 @@ from safesynthdp.progress import duration
 from safesynthdp.records import Records
 from safesynthdp.runs import RunDirectory, commit, versions
 from safesynthdp.training.checkpoint import write_checkpoint
-from safesynthdp.training.clipping import ClippingEngine, HooksEngine, PlainEngine, trainable_parameters
+from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
+from safesynthdp.training.engines import Chosen, choose_engine
 from safesynthdp.training.examples import Example, encode
 from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
@@ -58,6 +59,8 @@ def run_session(
     began = time.monotonic()
     quiet()
     device = one_device()
+    if config.privacy.noise_generator == "device" and device.type == "cpu":
+        raise ConfigError("privacy.noise_generator=device: the model is on the CPU, where it is weaker; use keyed")
     tokenizer = load_tokenizer(config.model)
     template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
     examples = encode(
@@ -66,16 +69,23 @@ def run_session(
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
-    model, engine = _model_and_engine(config, device=device, dp=plan.mechanism is not None)
+    model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
+    engine = chosen.engine
     pad_token_id = token_id(tokenizer.pad_token_id or 0)
     checked = "gradients are not clipped"
     if plan.mechanism is not None:
         check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
         checked = "clipped sums agree with single records"
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
-    run.say(f"engine {engine.name}: {checked}; {parameters:,} trainable parameters")
+    run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
     _say_estimate(config, run, model, engine, examples, steps=plan.steps - spending.steps, pad_token_id=pad_token_id)
-    run.update(engine=engine.name, num_trainable=parameters, num_truncated=truncated, device=str(device))
+    run.update(
+        engine=engine.name,
+        engine_reason=chosen.reason,
+        num_trainable=parameters,
+        num_truncated=truncated,
+        device=str(device),
+    )
     run.begin()
     keys = _keys(config, run)
     settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
@@ -114,17 +124,22 @@ def one_device() -> torch.device:
     return torch.device(accelerator.device)
 
 
-def _model_and_engine(config: FinetuneConfig, *, device: torch.device, dp: bool) -> tuple[nn.Module, ClippingEngine]:
+def _model_and_engine(
+    config: FinetuneConfig, examples: Sequence[Example], *, device: torch.device, dp: bool
+) -> tuple[nn.Module, Chosen]:
     base = load_base_model(config.model, seed=config.train.seed)
     base.to(device)  # type: ignore[arg-type]  # transformers wraps the signature away
     if config.hardware.gradient_checkpointing:
-        # Opacus' hooks need the reentrant form, which needs an input that requires a gradient.
+        # Opacus' hooks need the reentrant form, which needs an input that requires a gradient; ours takes either.
         base.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[no-untyped-call]
         base.enable_input_require_grads()  # type: ignore[no-untyped-call]
     use_lora = wants_lora(config.model, config.lora)
     model = make_trainable(base, config.lora, seed=config.train.seed, use_lora=use_lora)
     model.train()
-    return model, HooksEngine(model) if dp else PlainEngine(model)
+    shortest = min((len(example) for example in examples), default=1)
+    rows = config.hardware.max_tokens_per_microbatch // shortest
+    rows = max(1, min(rows, config.hardware.physical_batch_size or rows, len(examples)))
+    return model, choose_engine(model, clipping_engine=config.hardware.clipping_engine, rows=rows, dp=dp)
 
 
 def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:

@@ -63,12 +63,13 @@ class Spending:
         if self.plan.histogram is None or self.ledger.has(HISTOGRAM):
             return
         training = self.ledger.entry(TRAINING)
+        seeded = bool(training.randomness.get("seeded"))
         entry = Entry(
             id=HISTOGRAM,
             kind="label_histogram",
             mechanism=self.plan.histogram.to_entry(),
             data=training.data,
-            randomness=training.randomness,
+            randomness=_randomness("keyed", seeded=seeded),  # whatever generator the steps use
             parents=(),
         )
         self.ledger = self.ledger.with_entry(entry)
@@ -107,10 +108,16 @@ def _begin(plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], *
         kind="dpsgd" if dp else "none",
         mechanism=(plan.mechanism.to_entry() if plan.mechanism else {}) | {"steps": 0},
         data=dict(data),
-        randomness={"source": "unsafe_seed" if seeded else "os_entropy", "seeded": seeded},
+        randomness=_randomness(privacy.noise_generator if dp else "keyed", seeded=seeded),
         parents=(),
     )
     return Ledger(unit=privacy.unit, adjacency=privacy.adjacency, entries=(entry,), releases=())
+
+
+def _randomness(generator: str, *, seeded: bool) -> dict[str, Any]:
+    """Return where the noise comes from; a seed taints whatever it feeds."""
+    source = {"keyed": "os_entropy", "device": "device_generator"}[generator]
+    return {"source": "unsafe_seed" if seeded else source, "seeded": seeded}
 
 
 def _refuse_drift(found: Ledger, wanted: Ledger) -> None:

@@ -8,17 +8,18 @@ Shapes: one float32 tensor a trainable parameter.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
-from safesynthdp.training.clipping import ClippingEngine
+from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows
 from safesynthdp.training.config import HardwareConfig
-from safesynthdp.training.examples import Example, micro_batches
+from safesynthdp.training.examples import Example, collate, micro_batches
 from safesynthdp.training.loss import record_losses
 
 
@@ -29,73 +30,130 @@ class NoiseMechanism(Protocol):
         """Return [count] float64 normals with standard deviation noise_multiplier * C."""
         ...
 
+    def device_noise(self, *, step: int, tensor: int, count: int, keys: StepKeys, device: torch.device) -> Tensor:
+        """Return the same, drawn on ``device`` by its own generator."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepFacts:
     """What a step looked like. Private: computed from the records of the draw, for metrics.jsonl alone."""
 
     loss: float | None
-    """Mean loss of the drawn records, nats per token; None for an empty draw."""
+    """Mean loss of the drawn units, nats per token; None for an empty draw."""
     clip_share: float | None
-    """Share of drawn records whose gradient was clipped; None without a clip or for an empty draw."""
+    """Share of drawn units whose gradient was clipped; None without a clip or for an empty draw."""
     batch_size: int
-    """Records drawn."""
+    """Units drawn: records, or users."""
     num_dropped: int
-    """Records whose gradient was not finite; they added nothing."""
+    """Units whose gradient was not finite; they added nothing."""
 
 
 def sum_clipped_gradients(
     model: nn.Module,
     engine: ClippingEngine,
     sums: Mapping[str, Tensor],
-    examples: Sequence[Example],
+    drawn: Sequence[Sequence[Example]],
     *,
     per_sample_max_grad_norm: float,
     hardware: HardwareConfig,
     pad_token_id: int,
     dropout_seed: int,
 ) -> StepFacts:
-    """Add every record's clipped gradient to ``sums`` (zeroed first) in length-sorted micro-batches.
+    """Add every drawn unit's clipped gradient to ``sums`` (zeroed first) in length-sorted micro-batches.
+
+    ``drawn`` holds for each drawn unit its records of this step: one, or for users up to max_records_per_user.
 
     Guarantee:
-        One record moves the result by at most C in L2 norm whatever the micro-batches (clipping.py). An empty draw
+        One unit moves the result by at most C in L2 norm whatever the micro-batches (clipping.py). An empty draw
         runs no forward pass and leaves zeros: that is still a step, noised and charged.
     """
     for total in sums.values():
         total.zero_()
     device = next(iter(sums.values())).device
     losses, norms = list[Tensor](), list[Tensor]()
-    batches = micro_batches(
-        examples,
-        max_tokens=hardware.max_tokens_per_microbatch,
-        max_rows=hardware.physical_batch_size,
-        pad_token_id=pad_token_id,
-        device=device,
-    )
-    for number, (_, batch) in enumerate(batches):
+    chosen = micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
+    for number, positions in enumerate(chosen):
         torch.manual_seed(dropout_seed + number)
-        losses_B = record_losses(model, batch)
-        norms_B = engine.clip_into(sums, losses_B, per_sample_max_grad_norm=per_sample_max_grad_norm)
-        losses.append(losses_B.detach().cpu())
-        norms.append(norms_B.cpu())
+        losses_U, norms_U = clip_units(
+            model,
+            engine,
+            sums,
+            [drawn[i] for i in positions],
+            per_sample_max_grad_norm=per_sample_max_grad_norm,
+            pad_token_id=pad_token_id,
+            device=device,
+        )
+        losses.append(losses_U)
+        norms.append(norms_U)
     return _facts(losses, norms, per_sample_max_grad_norm)
 
 
-def add_noise(sums: Mapping[str, Tensor], *, mechanism: NoiseMechanism, keys: StepKeys, step: int) -> None:
+def clip_units(
+    model: nn.Module,
+    engine: ClippingEngine,
+    sums: Mapping[str, Tensor],
+    units: Sequence[Sequence[Example]],
+    *,
+    per_sample_max_grad_norm: float,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Add the clipped gradients of one micro-batch to ``sums`` and return losses and norms, [U] each, on the CPU.
+
+    A unit's loss is the mean over its records, of which each unit here has equally many. Where an engine cannot leave
+    out a gradient that is not finite, the micro-batch runs again without that unit, whose norm stays NaN.
+    """
+    batch = collate([example for unit in units for example in unit], pad_token_id=pad_token_id, device=device)
+    with engine.tape(rows=batch.rows, units=len(units)) as tape:
+        losses_U = record_losses(model, batch).view(len(units), -1).mean(dim=1)
+        try:
+            norms_U = tape.clip_into(sums, losses_U, per_sample_max_grad_norm=per_sample_max_grad_norm)
+            return losses_U.detach().cpu(), norms_U.cpu()
+        except NonFiniteRows as broken:
+            norms_U = broken.norms_U.cpu()
+    losses_U = losses_U.detach().cpu()
+    finite = [i for i, ok in enumerate(norms_U.isfinite().tolist()) if ok]
+    if finite:
+        left = [units[i] for i in finite]
+        bound, pad = per_sample_max_grad_norm, pad_token_id
+        again = clip_units(model, engine, sums, left, per_sample_max_grad_norm=bound, pad_token_id=pad, device=device)
+        losses_U[finite], norms_U[finite] = again
+    return losses_U, norms_U
+
+
+def add_noise(
+    sums: Mapping[str, Tensor],
+    *,
+    mechanism: NoiseMechanism,
+    keys: StepKeys,
+    step: int,
+    generator: Literal["keyed", "device"] = "keyed",
+) -> None:
     """Add noise_multiplier * C * N(0, 1) to every coordinate, once per logical step, whatever the micro-batches.
 
     Guarantee:
         Tensor k of step t gets a block of the keystream that no other tensor, step or incarnation uses. Normals are
-        drawn in float64 and added in float32.
+        drawn in float64 and added in float32. ``generator='device'`` is ``privacy.noise_generator``.
     """
     for index, total in enumerate(sums.values()):
-        noise = mechanism.noise(step=step, tensor=index, count=total.numel(), keys=keys)
-        total.view(-1).add_(torch.from_numpy(noise).to(device=total.device, dtype=total.dtype))
+        if generator == "device":
+            drawn = mechanism.device_noise(step=step, tensor=index, count=total.numel(), keys=keys, device=total.device)
+        else:
+            noise = mechanism.noise(step=step, tensor=index, count=total.numel(), keys=keys)
+            drawn = torch.from_numpy(noise).to(total.device)
+        total.view(-1).add_(drawn.to(total.dtype))
 
 
 def set_gradients(trainable: Mapping[str, nn.Parameter], sums: Mapping[str, Tensor], *, divisor: float) -> None:
-    """Set ``.grad = sum / expected_batch_size``: a public constant, never the number of records drawn."""
+    """Set ``.grad = sum / expected_batch_size``: a public constant, never the number of records drawn.
+
+    Raises:
+        SafeSynthError: If a sum is not finite. Clipped gradients and noise are, so this is a defect; nothing is hidden.
+    """
     for name, parameter in trainable.items():
+        if not bool(sums[name].sum().isfinite()):
+            raise SafeSynthError(f"{name}: the sum of clipped gradients is not finite; lower train.learning_rate")
         parameter.grad = sums[name] / divisor
 
 

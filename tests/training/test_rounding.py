@@ -1,0 +1,142 @@
+"""Rounding cannot lift a record over the clip: large matrices, tokens that cancel, a base in bfloat16."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safesynthdp.training import bookkeeping, layer_gradients
+from safesynthdp.training.clipping import CLIP_MARGIN, clip_factors, squared_norms
+from safesynthdp.training.layer_gradients import Outer
+from safesynthdp.training.selfcheck import check_engine
+
+VOCAB = 41
+
+
+def size(sums: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(total.double().square().sum()) for total in sums.values()))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 600])
+def test_a_large_matrix_releases_at_most_the_clip_by_either_route(tokens: int) -> None:
+    """4.7 million elements, where a float32 ``norm()`` on a CPU is 6.5e-5 too small."""
+    model = nn.Sequential(nn.Linear(2048, 2304, bias=False))
+    x = torch.randn(1, tokens, 2048, generator=torch.Generator().manual_seed(0))
+    for ratio in (0.0, math.inf):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(layer_gradients, "KEEP_RATIO", ratio)
+            engine = bookkeeping.BookkeepingEngine(model)
+            sums = {"0.weight": torch.zeros(2304, 2048)}
+            with engine.tape(rows=1) as tape:
+                tape.clip_into(sums, model(x).square().sum(dim=(1, 2)), per_sample_max_grad_norm=0.1)
+            engine.close()
+        assert 0.1 * (1 - 3 * CLIP_MARGIN) <= size(sums) <= 0.1
+
+
+def test_norms_of_large_gradients_are_right_to_float32_rounding_and_not_the_unsafe_side_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 2304, 2048), (5, 2048, 2048)):  # added at once, and row by row
+        grads_U = torch.randn(shape, generator=generator)
+        truth_U = torch.stack([row.double().square().sum() for row in grads_U])
+        assert float((squared_norms(grads_U).double() / truth_U - 1).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("width", [16, 256, 1024, 5000])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 64])
+def test_a_gram_matrix_is_off_by_no_more_than_the_rounding_that_is_added(width: int, tokens: int) -> None:
+    """Equal features are the worst case: every rounding of a sum goes the same way."""
+    for seed in range(10):
+        value = torch.rand(1, tokens, 1, generator=torch.Generator().manual_seed(seed)) + 0.5
+        found = layer_gradients.gram(value.expand(1, tokens, width).contiguous()).double()
+        error = found / (value.double() @ value.double().mT * width) - 1
+        assert float(error.abs().max()) <= layer_gradients.rounding(torch.float32, width)
+
+
+def cancelling(seed: int) -> Outer:
+    """Return 64 tokens of 8 units whose products a_t g_t^T all but cancel: a large spread, a tiny sum."""
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(8, 64, 8, generator=generator, dtype=torch.float64)
+    rows = torch.randn(8, 64, 8, generator=generator, dtype=torch.float64)
+    rows -= columns @ torch.linalg.lstsq(columns, rows).solution
+    rows += columns @ torch.linalg.lstsq(columns, torch.full_like(rows, 1e-5)).solution
+    return Outer(rows.float(), columns.float())
+
+
+def systematic(seed: int) -> Outer:
+    """Return two tokens of 8 units, wide and constant, so that all roundings of a product go one way; they cancel."""
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(8, 2, 1, generator=generator) + 0.5
+    g = torch.randn(8, 2, 1, generator=generator)
+    left = (torch.rand(8, 1, generator=generator) * 4e-6).sqrt() * (a * g).abs().sum(dim=1)
+    g[:, 1] = (left - a[:, 0] * g[:, 0]) / a[:, 1]
+    return Outer(g * torch.full((4096,), 0.3), a * torch.full((1024,), 0.1 + 0.01 * seed))
+
+
+def worst_release(records: Sequence[Outer], bound: float) -> float:
+    """Return the largest norm, in float64, that a unit adds to the sum, relative to the bound."""
+    worst = 0.0
+    for outer in records:
+        norms_U = outer.squares().sqrt()
+        factors_U = clip_factors(norms_U, per_sample_max_grad_norm=bound)
+        grads_U = outer.rows_USp.double().mT @ outer.columns_USd.double()
+        worst = max(worst, float((grads_U.square().sum(dim=(1, 2)).sqrt() * factors_U.double()).max()) / bound)
+    return worst
+
+
+def test_tokens_that_cancel_cannot_hide_a_record_from_the_clip() -> None:
+    records = [cancelling(seed) for seed in range(20)]
+    assert worst_release(records, bound=1e-7) <= 1
+
+
+def test_products_that_all_round_one_way_cannot_hide_a_record_from_the_clip() -> None:
+    assert worst_release([systematic(seed) for seed in range(2)], bound=1e-4) <= 1
+
+
+def test_without_the_rounding_bound_both_kinds_of_record_would_pass_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases are ones where the bound matters, so the two tests above test it."""
+    monkeypatch.setattr(layer_gradients, "rounding", lambda dtype, *widths: 0.0)
+    assert worst_release([cancelling(seed) for seed in range(20)], bound=1e-7) > 2
+    assert worst_release([systematic(seed) for seed in range(2)], bound=1e-4) > 1.5
+    monkeypatch.setattr(layer_gradients, "rounding", lambda dtype, *widths: 8 * torch.finfo(dtype).eps)
+    monkeypatch.setattr(layer_gradients, "_BLOCK", 1 << 20)
+    assert worst_release([systematic(seed) for seed in range(2)], bound=1e-4) > 1.02
+
+
+def test_the_rounding_bound_costs_little_on_ordinary_records() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for tokens, tolerance in ((8, 1e-4), (128, 1e-3)):
+        rows = torch.randn(4, tokens, 1536, generator=generator)
+        outer = Outer(rows, torch.randn(4, tokens, 576, generator=generator))
+        truth_U = (outer.rows_USp.double().mT @ outer.columns_USd.double()).square().sum(dim=(1, 2)).sqrt()
+        over_U = outer.squares().sqrt().double() / truth_U - 1
+        assert float(over_U.min()) >= 0
+        assert float(over_U.max()) < tolerance
+
+
+@pytest.mark.parametrize("name", ["llama, lora all-linear", "llama, rslora", "gpt2, lora all-linear"])
+def test_adapters_in_float32_on_a_frozen_base_in_bfloat16_stay_within_the_clip(
+    build: Any, made_up: Any, loop: Any, run_engine: Any, name: str
+) -> None:
+    model = build(name, dtype=torch.float32, base_dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+    records = made_up()
+    _, wanted = loop(model, records)
+    sums, norms = run_engine(model, "bookkeeping", records, 1.0)
+    assert all(total.dtype == torch.float32 for total in sums.values())
+    torch.testing.assert_close(norms, wanted, rtol=2e-2, atol=0)
+    for bound in (1e-3, float(norms.min()) / 2):
+        for rows in ([records[0]], records[:2]):
+            without, _ = run_engine(model, "bookkeeping", rows[1:], bound) if rows[1:] else (None, None)
+            whole, _ = run_engine(model, "bookkeeping", rows, bound)
+            moved = whole if without is None else {key: whole[key] - without[key] for key in whole}
+            assert size(moved) <= bound * (1 + (3e-2 if without else 0))  # other shapes round the base otherwise
+
+
+@pytest.mark.parametrize("name", ["llama, lora all-linear", "llama, rslora", "gpt2, lora all-linear"])
+def test_the_start_up_check_passes_adapters_on_a_frozen_base_in_bfloat16(build: Any, name: str) -> None:
+    model = build(name, dtype=torch.float32, base_dtype=torch.bfloat16)
+    engine = bookkeeping.BookkeepingEngine(model)
+    check_engine(model, engine, vocab_size=VOCAB, pad_token_id=0)
