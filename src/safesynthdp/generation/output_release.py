@@ -129,7 +129,7 @@ def release_prediction(ledger: Ledger, records: Records, *, delta: float, seeded
     lines = [
         PRETRAINING,
         FLOATING_POINT,
-        "hyper-parameters: earlier trials on these records, if there were any, are not counted",
+        "other runs and earlier trials on these records: each spent its own epsilon, and they add up",
         "the counts of tokens read, and the times, in manifest.json",
         "data.fingerprint, here and in manifest.json: it confirms a guess of all records; remove it before publishing",
     ]
