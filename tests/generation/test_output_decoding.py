@@ -307,3 +307,15 @@ def test_what_one_batch_holds_changes_no_token_of_another(model: LlamaForCausalL
 def test_the_number_of_rows_in_a_call_is_a_matter_of_speed(model: LlamaForCausalLM) -> None:
     rows: list[tuple[int, ...] | None] = [(70, 71), None, (73,)]
     assert shard_texts(model, [rows], rows_per_call=1) == shard_texts(model, [rows], rows_per_call=5)
+
+
+def test_rows_without_a_record_never_reach_the_draw(model: LlamaForCausalLM) -> None:
+    texts = [Prompts(rows=[(70, 71), None, (73,)], public=(50,)), Prompts(rows=[], public=(50,))]
+    source = ShardSource(model, texts, shapes=Shapes(rows_per_call=2, width=6, public_width=3))
+    with torch.inference_mode():
+        for logits in (source.start(), source.append(torch.tensor([5, 6]))):
+            assert [len(rows) for rows in logits.private] == [2, 0]
+            assert logits.public_GV is not None
+            assert logits.public_GV.shape == (2, 259)
+        whole = PaddedMemory(model).start([(73,)], width=6)
+        torch.testing.assert_close(source.start().private[0][1], whole[0], atol=1e-9, rtol=1e-9)
