@@ -44,3 +44,4 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/step_ratio.py
+	$(BIN)/python benchmarks/sampling.py

@@ -14,6 +14,10 @@ from safesynthdp.errors import ConfigError, SafeSynthError
 COMMANDS = {
     "finetune": ("safesynthdp.training.command:main", "fine-tune a language model with DP-SGD"),
     "sample": ("safesynthdp.generation.command:main", "sample labelled synthetic text from a run"),
+    "predict": (
+        "safesynthdp.generation.predict_command:main",
+        "text straight from records: many prompts vote",
+    ),
     "evaluate": ("safesynthdp.evaluation.command:main", "train on synthetic text, test on real text"),
     "attack": ("safesynthdp.attacks.command:main", "score members against non-members"),
     "audit": ("safesynthdp.attacks.audit_command:main", "epsilon lower bounds from counts or scores"),

@@ -46,6 +46,30 @@ def test_the_page_prints_the_epsilon_that_account_ledger_prints(
         assert f">{epsilon}</td>" in page
 
 
+def test_text_under_the_rule_min_never_lowers_what_the_released_weights_cost(
+    runs: Runs, tmp_path: Path, edit: Edit
+) -> None:
+    """Whoever sees the weights learns nothing more from text noise, and is not protected by it either."""
+    from safesynthdp.privacy.ledger import Ledger
+    from safesynthdp.privacy.mechanisms import Softmax
+
+    mechanism = Softmax(shards=1, single=True, clip=0.001, tokens=2, texts_per_batch=3, adjacency="many")
+    output = {"id": "output", "kind": "output_mechanism", "mechanism": mechanism.to_entry()}
+
+    def claim_min(value: Any) -> None:
+        value["entries"].append(output | {"data": {}, "randomness": {"seeded": False}, "parents": []})
+        release = value["releases"][0]
+        release.update(rule="min", entries=[*release["entries"], "output"])
+
+    weights = Ledger.read(runs.finetune / "ledger.json").releases[0].epsilon
+    edit(runs.sample / "ledger.json", claim_min)
+    code, page = draw(runs, tmp_path / "out")
+    assert code == 0
+    assert weights is not None
+    assert f'<p class="epsilon">epsilon {epsilon_text(weights)}</p>' in page
+    assert "the smaller of two bounds on the same text, weights withheld" in page
+
+
 def test_both_print_the_same_once_the_stored_epsilon_is_the_exact_one(
     runs: Runs, tmp_path: Path, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,12 +107,14 @@ def find_suspicions(inputs: Mapping[str, Input], *, label_column: str | None) ->
 
 
 def _real(role: str, path: Path, splits: dict[Path, Split], text_column: str, label_column: str | None) -> Input:
-    """A file, or the matching side of the split of a finetune run."""
+    """A file, or the matching side of the split of a run that read records itself (finetune, predict)."""
     if not path.is_dir():
         records = read_records(path, text_column=text_column, label_column=label_column)
         num_read = len(read_file(path, [text_column])) if records.warnings else len(records)
         return Input(name=path.name, num_read=num_read, records=records)
-    run = RunDirectory.open(path, kind="finetune")
+    run = RunDirectory.open(path)
+    if "fingerprint" not in run.manifest.get("data", {}):
+        run = RunDirectory.open(path, kind="finetune")
     if run.path not in splits:
         splits[run.path] = split_of_run(run)
     records = splits[run.path].train if role == "real" else splits[run.path].holdout

@@ -42,8 +42,8 @@ class CachedMemory:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._extra = _last_logits_only(model)
-        self._cache = _roomy_cache(model)
+        self._extra = last_logits_only(model)
+        self._cache = roomy_cache(model)
 
     def start(self, prompts_BL: Tensor) -> Tensor:
         """Read the prompts and return [B, V] logits of the next token."""
@@ -68,7 +68,7 @@ class PlainMemory:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._extra = _last_logits_only(model)
+        self._extra = last_logits_only(model)
         self._tokens_BL = torch.empty(0, 0, dtype=torch.int64)
 
     def start(self, prompts_BL: Tensor) -> Tensor:
@@ -121,12 +121,17 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._rooms = [_select_used(room, beam_idx, self._used) for room in self._rooms]
         self._show(self._used)
 
+    def keep_first(self, count: int) -> None:
+        """Forget all but the first tokens; the room they took stays."""
+        if self.is_initialized:
+            self._show(min(count, self._used))
+
     def _show(self, used: int) -> None:
         self._used = used
         self.keys, self.values = (room[:, :, :used] for room in self._rooms)
 
 
-def _roomy_cache(model: nn.Module) -> Cache:
+def roomy_cache(model: nn.Module) -> Cache:
     """Return an empty cache of the model's own layout; layers that only grow are given room."""
     cache = DynamicCache(config=model.config)  # type: ignore[arg-type]  # that of a transformers model
     cache.layers = [_roomy(layer) for layer in cache.layers]
@@ -149,6 +154,6 @@ def _select_used(room: Tensor, rows: Tensor, used: int) -> Tensor:
     return chosen
 
 
-def _last_logits_only(model: nn.Module) -> dict[str, int]:
+def last_logits_only(model: nn.Module) -> dict[str, int]:
     """Logits of all other positions are never looked at."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

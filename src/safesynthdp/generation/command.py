@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
@@ -36,7 +36,7 @@ def sample(config: SampleConfig) -> RunDirectory:
     """
     from safesynthdp.generation.labels import read_shares
 
-    _refuse_several_processes()
+    refuse_several_processes()
     source = RunDirectory.open(config.run, kind="finetune")
     labels = source.manifest.get("data", {}).get("label_set")
     if not labels:
@@ -48,6 +48,10 @@ def sample(config: SampleConfig) -> RunDirectory:
         config.output_dir, kind="sample", config=settings, parents=[source], leave_out=_FREE_TO_DIFFER
     )
     _refuse_another_model(config, source, run)
+    if config.output is not None:
+        from safesynthdp.generation.output_release import claim_batch
+
+        claim_batch(source, run, ledger)
     if run.is_finished:
         run.say(f"{run.path} is finished already, with this config; nothing to do")
         return run
@@ -82,7 +86,9 @@ def _draw(
     )
     began = time.monotonic()
     with progress("sampling", total=len(left), unit="texts") as advance:
-        drawn = sample_texts(model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part))
+        drawn = (sample_texts if config.output is None else _under_noise(config, source, run))(
+            model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part)
+        )
     seconds = time.monotonic() - began
     texts |= drawn
     ledger.write(run.path / LEDGER)
@@ -90,7 +96,18 @@ def _draw(
     facts = _facts(config, plan, shares, list(texts.values()))
     run.finish(**facts, seconds=round(seconds, 2), texts_per_second=round(len(drawn) / max(seconds, 1e-3), 2))
     drop_parts(run)
+    if config.output is not None:
+        from safesynthdp.generation.output_sampling import drop_key
+
+        drop_key(run)
     _say_result(run, ledger)
+
+
+def _under_noise(config: SampleConfig, source: RunDirectory, run: RunDirectory) -> "Callable[..., Any]":
+    """Return the sampler that draws through the output mechanism."""
+    from safesynthdp.generation.output_sampling import NoisySampler
+
+    return NoisySampler.of(config, source, run)
 
 
 def _facts(
@@ -142,7 +159,17 @@ def _ledger(config: SampleConfig, source: RunDirectory, shares: "LabelShares") -
     has_weights = any((source.path / CHECKPOINT).glob("*.safetensors"))
     if spent is None or not has_weights or released_weights(spent) is None:
         raise UserError(f"run={source.path} has released no weights yet; finish it with the command that began it")
-    return sample_ledger(spent, shares)
+    if config.output is None:
+        return sample_ledger(spent, shares)
+    from safesynthdp.generation.output_release import output_ledger
+
+    return output_ledger(
+        spent,
+        shares,
+        config.output_mechanism(),
+        weights_withheld=config.output.weights_withheld,
+        seeded=config.unsafe_seed is not None,
+    )
 
 
 def _refuse_another_model(config: SampleConfig, source: RunDirectory, run: RunDirectory) -> None:
@@ -164,7 +191,12 @@ def _digests(source: RunDirectory) -> dict[str, str]:
     return found
 
 
-def _refuse_several_processes() -> None:
+def refuse_several_processes() -> None:
+    """One process draws everything.
+
+    Raises:
+        ConfigError: If a launcher started several.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != 1:
         raise ConfigError(f"num_processes={processes}: sampling runs on one process; launch with --num_processes 1")

@@ -18,8 +18,8 @@ from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recomput
 
 TEXT = "synthetic_text"
 _READS_RECORDS = ("dpsgd", "none")
-_PRETRAINING = "the base model's own pre-training data"
-_PRIVATE_LABELS = "the label set: it was read from the private label column, not given as data.labels"
+PRETRAINING = "the base model's own pre-training data"
+PRIVATE_LABELS = "the label set: it was read from the private label column, not given as data.labels"
 
 
 def untuned_ledger(*, unit: str, adjacency: str, delta: float, label_set_is_public: bool) -> Ledger:
@@ -37,7 +37,7 @@ def untuned_ledger(*, unit: str, adjacency: str, delta: float, label_set_is_publ
         delta=delta,
         rule="post_processing",
         entries=(),
-        not_covered=(_PRETRAINING,) if label_set_is_public else (_PRETRAINING, _PRIVATE_LABELS),
+        not_covered=(PRETRAINING,) if label_set_is_public else (PRETRAINING, PRIVATE_LABELS),
     )
     return Ledger(unit=unit, adjacency=adjacency, releases=(release,))  # type: ignore[arg-type]  # checked when built
 
@@ -74,7 +74,18 @@ def sentence(ledger: Ledger) -> str:
         return "epsilon=0: the model saw no private record"
     seeded = any(entry.randomness.get("seeded") for entry in ledger.entries)
     warning = "; seeded: no guarantee against whoever knows the seed" if seeded else ""
-    return f"epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {ledger.unit}, as the weights{warning}"
+    return (
+        f"epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {ledger.unit}, {_source(ledger)}{warning}"
+    )
+
+
+def _source(ledger: Ledger) -> str:
+    """Return whose guarantee the text carries."""
+    release = next(release for release in ledger.releases if release.artifact == TEXT)
+    if release.rule == "min":
+        return "the smaller of the weights' and the output noise's, while the weights are withheld"
+    predicted = any(entry.kind == "private_prediction" for entry in ledger.entries)
+    return "by private prediction" if predicted else "as the weights"
 
 
 def _jointly(source: Ledger, weights: Release, missing: tuple[str, ...]) -> Release:

@@ -73,7 +73,7 @@ def sample_texts(
         keep: Called with texts not kept before: about every half minute, after a wave, and when interrupted.
     """
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
-    decoder, texts, basket = TextDecoder(loaded.tokenizer), dict[int, SampledText](), _Basket(keep)
+    decoder, texts, basket = TextDecoder(loaded.tokenizer), dict[int, SampledText](), Basket(keep)
 
     def on_step(drawn: list[DrawnRow], _num_drawn: int) -> None:
         finished = [decoder(row) for row in drawn]
@@ -119,17 +119,19 @@ def missing_rows(rows: Sequence[Row], done: Collection[int]) -> list[Row]:
     return [row for row in rows if row.number not in done]
 
 
-class _Basket:
+class Basket:
     """Texts that are finished and not yet on disk."""
 
     def __init__(self, keep: Callable[[Sequence[SampledText]], None]) -> None:
         self._keep, self._texts, self._since = keep, list[SampledText](), time.monotonic()
 
     def add(self, texts: Sequence[SampledText]) -> None:
+        """Take texts in; keep them all if half a minute has passed."""
         self._texts += texts
         if time.monotonic() - self._since >= _SECONDS_BETWEEN_PARTS:
             self.empty()
 
     def empty(self) -> None:
+        """Keep what is there."""
         kept, self._texts, self._since = self._texts, [], time.monotonic()
         self._keep(kept)

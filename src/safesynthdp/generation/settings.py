@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.generation.output_config import ModelOutputConfig, refuse_private_truncation
+from safesynthdp.privacy.output_pricing import OutputMechanism
 
 LabelChoice = Literal["auto", "histogram", "uniform"]
 
@@ -51,6 +53,11 @@ class SampleConfig:
     """Of the draws and of the order of labels; nothing private hangs on it."""
     csv: bool = False
     """Write synthetic.csv beside synthetic.parquet."""
+    output: ModelOutputConfig | None = None
+    """Noise at sampling time (keys: mechanism, clip, scale, single, ...). After DP-SGD it is not needed: it adds a
+    second guarantee to the text, of use only while the weights are withheld."""
+    unsafe_seed: int | None = None
+    """Of that noise: null = OS entropy. A number marks every later artifact 'seeded'."""
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
@@ -69,7 +76,29 @@ class SampleConfig:
             raise ConfigError(f"top_p={self.top_p} is outside (0, 1]; 1 = no limit")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
+        self._refuse_unbounded_output()
         if self.untuned and self.labels == "histogram":
             raise ConfigError(
                 "labels=histogram reads the run's counts, untuned reads nothing of the run; drop one of them"
             )
+
+    def _refuse_unbounded_output(self) -> None:
+        """All texts and all their tokens are charged, so both are settled before the first one."""
+        if self.output is None:
+            if self.unsafe_seed is not None:
+                raise ConfigError(f"unsafe_seed={self.unsafe_seed} is that of output noise; give output, or seed")
+            return
+        if self.untuned:
+            raise ConfigError("untuned: the base model saw no record, noise protects nothing; leave output out")
+        if self.max_new_tokens is None:
+            raise ConfigError("max_new_tokens is missing: under output noise every token of it is charged; give it")
+        refuse_private_truncation(self.output, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        self.output_mechanism()
+
+    def output_mechanism(self) -> OutputMechanism:
+        """Return the mechanism at its full price: one model is one batch for life, so all texts are charged."""
+        if self.output is None or self.max_new_tokens is None:
+            raise ConfigError("output is missing; give it")
+        return self.output.priced(
+            shards=1, single=True, adjacency="many", tokens=self.max_new_tokens, texts_per_batch=self.num_records
+        )

@@ -1,7 +1,7 @@
-"""``safesynthdp account {dpsgd,histogram,ledger}``: every formula of the ledger, without a model.
+"""``safesynthdp account {dpsgd,histogram,output,plan,ledger}``: every formula of the ledger, without a model.
 
 Here: flags and their two forms of answer, text and ``--json``. Elsewhere: the arithmetic (accounting.py, mechanisms.py,
-ledger.py). Text rounds epsilon up; JSON keeps every digit.
+ledger.py), output mechanisms (output_command.py). Text rounds epsilon up; JSON keeps every digit.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from safesynthdp.privacy.accounting import dpsgd_epsilon, find_noise_multiplier
 from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recompute_all, release_epsilon
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 
-_DEFAULT_DELTA = 1e-6
+DEFAULT_DELTA = 1e-6
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,39 +58,44 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def _parser() -> _OneLineParser:
     parser = _OneLineParser(prog="safesynthdp account", description="What a private run costs, without a model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{dpsgd,histogram,ledger}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{dpsgd,histogram,output,plan,ledger}")
     dpsgd = commands.add_parser("dpsgd", help="DP-SGD: epsilon from the noise, or the noise for a target")
-    dpsgd.add_argument("--num_records", type=_whole, required=True, help="units in the data (records, or users)")
-    dpsgd.add_argument("--expected_batch_size", type=_number, required=True, help="mean number of units in a step")
-    dpsgd.add_argument("--noise_multiplier", type=_number, help="noise standard deviation / clipping bound")
-    dpsgd.add_argument("--target_epsilon", type=_number, help="in place of --noise_multiplier: find it")
-    dpsgd.add_argument("--steps", type=_whole, required=True, help="optimizer steps, empty ones included")
+    dpsgd.add_argument("--num_records", type=whole, required=True, help="units in the data (records, or users)")
+    dpsgd.add_argument("--expected_batch_size", type=number, required=True, help="mean number of units in a step")
+    dpsgd.add_argument("--noise_multiplier", type=number, help="noise standard deviation / clipping bound")
+    dpsgd.add_argument("--target_epsilon", type=number, help="in place of --noise_multiplier: find it")
+    dpsgd.add_argument("--steps", type=whole, required=True, help="optimizer steps, empty ones included")
     dpsgd.add_argument("--accountant", default=checks.AUTO, help="prv (default), pld (default for replace) or rdp")
     dpsgd.set_defaults(answer=_dpsgd)
     histogram = commands.add_parser("histogram", help="a label histogram with integer noise")
     histogram.add_argument("--mechanism", required=True, help="laplace or gaussian")
-    histogram.add_argument("--scale", type=_number, required=True, help="scale of the noise, in records")
+    histogram.add_argument("--scale", type=number, required=True, help="scale of the noise, in records")
     histogram.set_defaults(answer=_histogram)
     for command in (dpsgd, histogram):
         command.add_argument("--adjacency", default="add_remove", help="add_remove (default) or replace")
-        command.add_argument("--delta", type=_number, default=_DEFAULT_DELTA, help=f"default {_DEFAULT_DELTA:g}")
+        command.add_argument("--delta", type=number, default=DEFAULT_DELTA, help=f"default {DEFAULT_DELTA:g}")
+    from safesynthdp.privacy.output_command import add_parsers
+
+    add_parsers(commands)
     ledger = commands.add_parser("ledger", help="compute every epsilon of a run again; fails if one is too small")
     ledger.add_argument("path", metavar="RUN_OR_FILE", type=Path, help="a run directory or a ledger.json")
-    ledger.add_argument("--delta", type=_number, default=None, help=f"for a run without a release; {_DEFAULT_DELTA:g}")
+    ledger.add_argument("--delta", type=number, default=None, help=f"for a run without a release; {DEFAULT_DELTA:g}")
     ledger.set_defaults(answer=_ledger)
     for command in (dpsgd, histogram, ledger):
         command.add_argument("--json", action="store_true", help="JSON with all digits")
     return parser
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Read a number."""
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """Read a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -200,7 +205,7 @@ def _ledger(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], s
 
 def _unreleased(path: Path, ledger: Ledger, given: float | None) -> tuple[dict[str, Any], list[str], str | None]:
     """Price what has been spent so far by a run that has released nothing."""
-    delta = checks.probability("delta", _DEFAULT_DELTA if given is None else given)
+    delta = checks.probability("delta", DEFAULT_DELTA if given is None else given)
     epsilon, _ = release_epsilon(ledger, [entry.id for entry in ledger.entries], delta=delta)
     facts = _facts(path, ledger, [], epsilon=epsilon, delta=delta)
     lines = [f"{path}: no release yet; spent so far: epsilon {round_up(epsilon)} (rounded up) at delta {delta:g}"]

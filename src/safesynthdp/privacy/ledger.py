@@ -5,6 +5,7 @@ prices (accounting.py), the mechanisms (mechanisms.py). Epsilon is only ever rea
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 
 from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy import ledger_file
-from safesynthdp.privacy.accounting import accountant_version, joint_accountant, joint_epsilon
+from safesynthdp.privacy.accounting import Priced, accountant_version
+from safesynthdp.privacy.joint import joint_price
 from safesynthdp.privacy.losses import Adjacency
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.output_ledger import priced_output
 
 TOLERANCE = 1e-6
 """Relative: a stored epsilon below the recomputed one by more than this is a defect."""
 _NO_GUARANTEE = "none"
+_OUTPUT = "output_mechanism"
+_WEIGHTS = ("dpsgd", _NO_GUARANTEE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +159,31 @@ def release_epsilon(ledger: Ledger, entries: Iterable[str], *, delta: float) -> 
     if any(entry.kind == _NO_GUARANTEE for entry in traced):
         return None, accountant_version(_NO_GUARANTEE)
     mechanisms = [_mechanism(ledger, entry) for entry in traced]
-    if not any(mechanism.accesses() for mechanism in mechanisms):
-        return 0.0, accountant_version("pld")
-    epsilon = joint_epsilon(mechanisms, delta=delta, adjacency=ledger.adjacency)
-    return epsilon, accountant_version(joint_accountant(mechanisms))
+    epsilon, name = joint_price(mechanisms, delta=delta, adjacency=ledger.adjacency)
+    return epsilon, accountant_version(name)
+
+
+def least_epsilon(ledger: Ledger, entries: Iterable[str], *, delta: float) -> tuple[float | None, dict[str, str]]:
+    """Return epsilon of one output that carries two guarantees: rule ``min``.
+
+    One reads the output mechanism and ignores how the weights came about: it holds for every pair of models. The other
+    reads the weights and ignores the mechanism: it is post-processing. Everything else (a label histogram) is paid
+    with either. Only while the weights are withheld.
+
+    Raises:
+        LedgerMismatch: If there are not two guarantees on the output.
+    """
+    traced = _traced(ledger, entries)
+    by_output = [entry.id for entry in traced if entry.kind == _OUTPUT]
+    by_weights = [entry.id for entry in traced if entry.kind in _WEIGHTS]
+    if not by_output or not by_weights:
+        raise LedgerMismatch(
+            "ledger: rule min needs a second guarantee on the same output, an output_mechanism beside the weights; "
+            "restore the entries or use compose"
+        )
+    others = [entry.id for entry in traced if entry.id not in (*by_output, *by_weights)]
+    found = [release_epsilon(ledger, [*side, *others], delta=delta) for side in (by_output, by_weights)]
+    return min(found, key=lambda pair: math.inf if pair[0] is None else pair[0])
 
 
 def confirm(ledger: Ledger, entries: Iterable[str], epsilon: float | None, *, delta: float) -> None:
@@ -179,16 +205,12 @@ def recompute(ledger: Ledger, release: Release) -> float | None:
     Raises:
         LedgerMismatch: If it cannot be computed.
     """
-    if release.rule == "min":
-        raise LedgerMismatch(
-            f"ledger: {release.artifact} claims rule min, which needs a second guarantee on the same output; "
-            "no entry here gives one"
-        )
     if release.delta is None:
         if release.epsilon is not None:
             raise LedgerMismatch(f"ledger: {release.artifact} has an epsilon without a delta; restore the ledger")
         return None
-    return release_epsilon(ledger, release.entries, delta=release.delta)[0]
+    price = least_epsilon if release.rule == "min" else release_epsilon
+    return price(ledger, release.entries, delta=release.delta)[0]
 
 
 def recompute_all(ledger: Ledger) -> list[tuple[Release, float | None]]:
@@ -215,8 +237,11 @@ def _traced(ledger: Ledger, identities: Iterable[str]) -> list[Entry]:
     return [entry for entry in ledger.entries if entry.id in found]
 
 
-def _mechanism(ledger: Ledger, entry: Entry) -> DPSGDMechanism | LabelHistogramMechanism:
+def _mechanism(ledger: Ledger, entry: Entry) -> Priced:
     """Return the priced object of an entry."""
+    if entry.kind in (_OUTPUT, "private_prediction"):
+        single = entry.kind == _OUTPUT
+        return priced_output(entry.id, entry.mechanism, unit=ledger.unit, adjacency=ledger.adjacency, single=single)
     numbers = {"adjacency": ledger.adjacency, **entry.mechanism}
     if numbers["adjacency"] != ledger.adjacency:
         raise LedgerMismatch(

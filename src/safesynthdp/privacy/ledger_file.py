@@ -72,6 +72,12 @@ def check(value: Any) -> None:
         _check_known(entry["id"], entry["parents"], identities)
     for release in value["releases"]:
         _check_release(release, identities)
+    rules = {(release["artifact"], release["rule"]) for release in value["releases"]}
+    if any(rule == "min" for _, rule in rules) and any(artifact == "weights" for artifact, _ in rules):
+        raise LedgerMismatch(
+            "ledger: weights are released beside text under rule min, which holds only while they are withheld; "
+            "restate the text as post_processing"
+        )
 
 
 def _check_head(value: Any) -> None:

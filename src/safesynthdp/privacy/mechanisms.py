@@ -1,8 +1,9 @@
 """The mechanisms that run, which are the mechanisms that are priced.
 
 Here: Poisson-sampled Gaussian steps (DP-SGD) and the noisy label histogram, each one frozen object that draws and that
-knows its price. Elsewhere: the formulas (accounting.py, conversions.py), randomness (randomness.py, integer_noise.py),
-clipping (training). Fields are public; records, counts and randomness are arguments.
+knows its price; and the names of the output mechanisms, which have files of their own (output_*.py). Elsewhere: the
+formulas (accounting.py, conversions.py), randomness (randomness.py, integer_noise.py), clipping (training). Fields are
+public; records, counts and randomness are arguments.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +20,35 @@ from numpy.typing import NDArray
 from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.privacy import checks, conversions
 from safesynthdp.privacy.accounting import dpsgd_epsilon
+from safesynthdp.privacy.entries import built, known_keys
 from safesynthdp.privacy.integer_noise import discrete_gaussian, discrete_laplace
 from safesynthdp.privacy.losses import Access, Adjacency, DiscreteGaussian, GaussianSteps, TwoPoint
+from safesynthdp.privacy.output_gaussian import GaussianL2, GaussianProbs
+from safesynthdp.privacy.output_mechanisms import Laplace, LaplaceProbs, Softmax, UniformMix
+from safesynthdp.privacy.output_registry import Heuristic, output_mechanism
 from safesynthdp.privacy.randomness import EntropySource, StepKeys, normals, words
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "DPSGDMechanism",
+    "GaussianL2",
+    "GaussianProbs",
+    "Heuristic",
+    "LabelHistogramMechanism",
+    "Laplace",
+    "LaplaceProbs",
+    "Softmax",
+    "UniformMix",
+    "label_shares",
+    "output_mechanism",
+    "poisson_draw",
+]
 SAMPLING_DOMAIN = "dpsgd/sampling"
 NOISE_DOMAIN = "dpsgd/noise"
 DEVICE_DOMAIN = "dpsgd/device_seed"
 _MIN_SCALE, _MAX_SCALE = 1e-2, 1e9
-_Mechanism = TypeVar("_Mechanism")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,20 +162,20 @@ class DPSGDMechanism:
         """
         required = {"num_records", "expected_batch_size", "noise_multiplier", "steps", "sample_rate"}
         optional = {"per_sample_max_grad_norm", "accountant", "adjacency", "sampling"}
-        values = {"per_sample_max_grad_norm": 1.0, "accountant": "pld"} | _known_keys(
+        values = {"per_sample_max_grad_norm": 1.0, "accountant": "pld"} | known_keys(
             entry, required=required, optional=optional
         )
         rate, sampling = values.pop("sample_rate"), values.pop("sampling", "poisson")
         if sampling != "poisson":
             raise LedgerMismatch(f"ledger: sampling is {sampling}, and only poisson can be priced")
-        built = _built(cls, values)
-        if values["accountant"] != built.accountant:
+        found = built(cls, values)
+        if values["accountant"] != found.accountant:
             raise LedgerMismatch(f"ledger: accountant is {values['accountant']}, which names none; restore the ledger")
-        if rate != built.sample_rate:
+        if rate != found.sample_rate:
             raise LedgerMismatch(
-                f"ledger: sample_rate is {rate}, expected_batch_size / num_records is {built.sample_rate}; restore it"
+                f"ledger: sample_rate is {rate}, expected_batch_size / num_records is {found.sample_rate}; restore it"
             )
-        return built
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +272,7 @@ class LabelHistogramMechanism:
         Raises:
             LedgerMismatch: If a key is missing, unknown or out of range.
         """
-        return _built(cls, _known_keys(entry, required={"mechanism", "scale"}, optional={"adjacency"}))
+        return built(cls, known_keys(entry, required={"mechanism", "scale"}, optional={"adjacency"}))
 
 
 def label_shares(noisy_counts: Sequence[int]) -> list[float]:
@@ -273,20 +291,3 @@ def poisson_draw(*, num_records: int, expected_batch_size: int | float, step: in
         return np.arange(num_records, dtype=np.intp)
     coins = words(keys.sampling, domain=SAMPLING_DOMAIN, step=step, tensor=0, count=num_records)
     return np.flatnonzero(coins < np.uint64(threshold))
-
-
-def _known_keys(entry: Mapping[str, Any], *, required: set[str], optional: set[str]) -> dict[str, Any]:
-    """Return the entry if it has the keys of the formula and no other: an unknown one may change what was done."""
-    missing, unknown = sorted(required - entry.keys()), sorted(entry.keys() - required - optional)
-    if missing or unknown:
-        problem = f"{missing[0]} is missing" if missing else f"{unknown[0]} is not known"
-        raise LedgerMismatch(f"ledger: {problem} in mechanism; restore the ledger, or use the version that wrote it")
-    return dict(entry)
-
-
-def _built(cls: type[_Mechanism], values: Mapping[str, Any]) -> _Mechanism:
-    """Build a mechanism from an entry; a number out of range is the ledger's fault."""
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise LedgerMismatch(f"ledger: {error}") from error

@@ -13,6 +13,7 @@ from scipy import special
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.losses import Access, DiscreteGaussian, Floats, GaussianSteps, TwoPoint
+from safesynthdp.privacy.output_pricing import BoundedRange
 
 _WHOLE = 64  # from here on only some of the whole orders are tried, then those between
 _ORDERS = (
@@ -78,6 +79,8 @@ def _scaled(access: Access, order: float) -> float:
             return float(np.logaddexp(*both))
         case DiscreteGaussian(scale=scale):
             return order * (order - 1) / (2 * scale**2)
+        case BoundedRange():
+            return (order - 1) * access.renyi(order)
         case _:
             raise ConfigError(f"accountant=rdp has no curve for {type(access).__name__}; use pld")
 

@@ -11,8 +11,10 @@ from typing import Any
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy.accounting import Priced
 from safesynthdp.privacy.losses import Access, Adjacency, DiscreteGaussian, GaussianSteps, TwoPoint
+from safesynthdp.privacy.output_pricing import BoundedRange
 
 _FINEST, _COARSEST = 2e-5, 1e-3
+_MOST_PURE, _LARGEST_LOSS, _LEAST_NOISE = 500, 50.0, 0.1
 _WANTED_ERROR = 0.05  # losses are rounded down by at most one interval an access
 
 
@@ -34,8 +36,10 @@ def refuse_contradiction(mechanisms: Sequence[Priced], epsilon: float, *, delta:
 def least_epsilon(accesses: Sequence[Access], *, delta: float, adjacency: Adjacency) -> float:
     """Return a lower bound on epsilon at ``delta`` of all accesses together; 0 for none.
 
-    Losses are rounded down and tails are dropped. The bound is loose by up to 0.05, more beyond 2,500 steps.
+    Losses are rounded down and tails are dropped. The bound is loose by up to 0.05, more beyond 2,500 steps. Steps of
+    bounded range have no privacy losses; a bound without them is a lower one, and so is one over fewer pure steps.
     """
+    accesses = [_manageable(access) for access in accesses if not isinstance(access, BoundedRange)]
     if not accesses:
         return 0.0
     interval = min(max(_WANTED_ERROR / sum(access.count for access in accesses), _FINEST), _COARSEST)
@@ -44,6 +48,17 @@ def least_epsilon(accesses: Sequence[Access], *, delta: float, adjacency: Adjace
         one = _optimistic(access, interval, adjacency).self_compose(access.count)
         composed = one if composed is None else composed.compose(one)
     return float(composed.get_epsilon_for_delta(delta))
+
+
+def _manageable(access: Access) -> Access:
+    """Return an access that composes in seconds and costs no more."""
+    if isinstance(access, GaussianSteps) and access.sample_rate == 1:
+        noise = max(access.noise_multiplier / access.count**0.5, _LEAST_NOISE)
+        return GaussianSteps(noise_multiplier=noise, sample_rate=1.0, count=1)
+    if isinstance(access, TwoPoint):
+        most = min(_MOST_PURE, max(1, int(_LARGEST_LOSS / access.epsilon)))
+        return TwoPoint(epsilon=access.epsilon, count=min(access.count, most))
+    return access
 
 
 def _optimistic(access: Access, interval: float, adjacency: Adjacency) -> Any:

@@ -186,6 +186,8 @@ def _together(
     if weakest is None or weakest.epsilon is None or weakest.delta is None:
         return None, None
     everything = {identity for claim in tuned for identity in claim.entries}
+    if any(claim.artifact == "weights" for claim in tuned):  # whoever has them learns nothing more from text noise
+        everything -= {e.id for _, ledger in found for e in ledger.entries if e.kind == "output_mechanism"}
     delta = max(claim.delta or 0.0 for claim in tuned)
     if everything <= set(weakest.entries) and delta == weakest.delta:
         return weakest.epsilon, delta

@@ -1,0 +1,160 @@
+"""How many texts can so many records give at so much epsilon? Numbers in, numbers out.
+
+Here: shards, batches, clip and temperature for private prediction, or why it cannot be done. Elsewhere: the prices
+(output_pricing.py). Symbols: S shards of a batch, k texts of a batch, B batches; a record pays for its own batch only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from safesynthdp.errors import BudgetExhausted
+from safesynthdp.privacy import checks
+from safesynthdp.privacy.output_pricing import OutputMechanism
+from safesynthdp.privacy.output_registry import output_mechanism
+
+LEAST_CLIP = 0.05
+"""Of the temperature. Below it no record moves a token's log-probability by more: nothing is learnt from them."""
+_MOST_CLIP = 50.0
+_MOST_SHARDS = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPlan:
+    """A way to spend a budget on private prediction."""
+
+    mechanism: OutputMechanism
+    num_batches: int
+    epsilon: float
+    num_texts: int
+    """At least as many as were asked for."""
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens read by a model for one token a step: S + 1 for each drawn one."""
+        return self.num_texts * self.mechanism.tokens * (self.mechanism.shards + 1)
+
+
+def shards_needed(make: Callable[[int], OutputMechanism], *, target_epsilon: float, delta: float) -> int:
+    """Return the least S >= 2 with epsilon at most the target; ``make`` gives the mechanism of S shards.
+
+    Raises:
+        BudgetExhausted: If ten million do not do.
+    """
+
+    def fits(shards: int) -> bool:
+        mechanism = make(shards)
+        return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
+
+    low, high = 1, 2
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > _MOST_SHARDS:
+            raise BudgetExhausted(f"target_epsilon={target_epsilon} needs more than {_MOST_SHARDS} shards; raise it")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def plan_output(
+    *,
+    target_epsilon: float,
+    delta: float,
+    num_records: int,
+    tokens: int,
+    num_texts: int,
+    adjacency: str = "null",
+    mechanism: str = "softmax",
+    clip: float | None = None,
+    **numbers: Any,
+) -> OutputPlan:
+    """Return the plan with the least computing: as many batches, hence as few shards each, as the budget allows.
+
+    Texts of one batch share its price, and S grows faster with k than the price does, so fewer batches are cheaper in
+    epsilon and dearer in time. With ``clip`` None it is 1 at least where the records suffice, then as large as the
+    budget allows, since a larger clip lets records say more.
+
+    Raises:
+        BudgetExhausted: If it cannot be done; the message says what can.
+        ConfigError: If a number is out of range.
+    """
+    checks.positive("target_epsilon", target_epsilon)
+    checks.probability("delta", delta)
+    checks.whole("num_records", num_records, at_least=2)
+    checks.whole("num_texts", num_texts)
+    is_clipped = mechanism in ("softmax", "laplace", "gaussian_l2")
+    wanted = (clip or 1.0) if is_clipped else None
+
+    def make(batches: int, bound: float | None) -> OutputMechanism:
+        return output_mechanism(
+            mechanism,
+            shards=max(num_records // batches, 2),
+            tokens=tokens,
+            texts_per_batch=-(-num_texts // batches),
+            adjacency=adjacency,
+            clip=bound,
+            **numbers,
+        )
+
+    def fits(batches: int, bound: float | None) -> bool:
+        found = make(batches, bound)
+        return found.rough_epsilon(delta) <= target_epsilon or found.epsilon(delta=delta) <= target_epsilon
+
+    most = min(num_texts, num_records // 2)
+    batches = _largest(lambda b: fits(b, wanted), most)
+    if batches == 0:
+        if not is_clipped or clip is not None:
+            raise _impossible(make(1, wanted), target_epsilon, delta)
+        batches, wanted = 1, _largest_clip(lambda c: fits(1, c), 1.0)
+        if wanted is None:
+            raise _impossible(make(1, LEAST_CLIP), target_epsilon, delta)
+    elif is_clipped and clip is None:
+        wanted = _largest_clip(lambda c: fits(batches, c), _MOST_CLIP)
+    found = make(batches, wanted)
+    return OutputPlan(
+        mechanism=found,
+        num_batches=batches,
+        epsilon=found.epsilon(delta=delta),
+        num_texts=batches * found.texts_per_batch,
+    )
+
+
+def _largest(holds: Callable[[int], bool], most: int) -> int:
+    """Return the largest n in [1, most] found by bisection with ``holds(n)``; 0 when not even 1 does."""
+    if not holds(1):
+        return 0
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _largest_clip(holds: Callable[[float], bool], most: float) -> float | None:
+    """Return the largest clip, to three digits, from ``LEAST_CLIP`` to ``most``; None when not even that holds."""
+    if not holds(LEAST_CLIP):
+        return None
+    low, high = LEAST_CLIP, most
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return float(f"{low:.6g}") if holds(float(f"{low:.6g}")) else low
+
+
+def _impossible(all_in_one: OutputMechanism, target: float, delta: float) -> BudgetExhausted:
+    """Say why, and what would do."""
+
+    def fits(texts: int) -> bool:
+        return dataclasses.replace(all_in_one, texts_per_batch=texts).rough_epsilon(delta) <= target
+
+    cost = all_in_one.epsilon(delta=delta)
+    fewer = _largest(fits, all_in_one.texts_per_batch)
+    way_out = f"ask for at most {fewer} texts" if fewer else "not even one text fits: use more records or DP-SGD"
+    bound = getattr(all_in_one, "clip", None)
+    clip = "" if bound is None else f" and clip={bound}"
+    return BudgetExhausted(
+        f"num_texts={all_in_one.texts_per_batch} from {all_in_one.shards} records cost epsilon={cost:.4g} even in one "
+        f"batch with every record a shard{clip}, target_epsilon is {target:g}; {way_out}"
+    )
