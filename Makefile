@@ -43,5 +43,5 @@ demo: setup
 		--output_dir $(DEMO)/report
 
 bench: setup
-	$(BIN)/python benchmarks/step_ratio.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py
 	$(BIN)/python benchmarks/sampling.py

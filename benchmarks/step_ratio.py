@@ -1,12 +1,13 @@
 """What a private step costs: bookkeeping, hooks and ghost against the same step without clip and noise.
 
-python benchmarks/step_ratio.py                              # SmolLM2-135M LoRA and a 6-layer Llama in full; ~40 min
+OMP_NUM_THREADS=1 python benchmarks/step_ratio.py          # SmolLM2-135M LoRA and a 6-layer Llama in full; ~40 min
 python benchmarks/step_ratio.py --cases lora --lengths 64    # one row of the table
 python benchmarks/step_ratio.py --cases tiny --repeats 2     # seconds, no download
 
 All arms of a case share one model, the records, the micro-batches, the loss vector and the optimizer, and take turns
-within one process, so that a busy machine slows all alike; a step is the whole logical step, noise included. Peak
-memory is the resident set of a process of its own for each arm. Writes benchmarks/results/DATE-step-ratio.{json,md}.
+within one process, so that a busy machine slows all alike; a step is the whole logical step, noise included. Time is
+processor time of one thread (OMP_NUM_THREADS=1), since other work on the machine would decide a clock on the wall. Peak
+memory is the resident set of a process of its own for each arm. Writes benchmarks/results/DATE-step-ratio-CASES.{json,md}.
 """
 
 import argparse
@@ -106,7 +107,7 @@ class _Bench:
         return [[Example(input_ids=tuple(row), num_prompt_tokens=4, is_truncated=False)] for row in ids]
 
     def step(self, arm: str, drawn: Sequence[Any], clip: Callable[..., None] | None = None) -> dict[str, float]:
-        """Do one logical step and return its seconds, and those of the noise."""
+        """Do one logical step and return its processor seconds (all threads), and those of the noise."""
         from safesynthdp.privacy.mechanisms import DPSGDMechanism
         from safesynthdp.privacy.randomness import StepKeys
         from safesynthdp.training.engines import choose_engine
@@ -122,7 +123,7 @@ class _Bench:
         )
         engine = choose_engine(self.model, clipping_engine=arm, rows=1, dp=arm != "plain").engine
         sums, noise = zero_sums(self.trainable), 0.0
-        began = time.monotonic()
+        began = time.process_time()
         if clip is None:
             sum_clipped_gradients(
                 self.model,
@@ -137,12 +138,12 @@ class _Bench:
         else:
             clip(self.model, engine, sums)
         if arm != "plain":
-            before = time.monotonic()
+            before = time.process_time()
             add_noise(sums, mechanism=mechanism, keys=StepKeys.from_unsafe_seed(0), step=0)
-            noise = time.monotonic() - before
+            noise = time.process_time() - before
         set_gradients(self.trainable, sums, divisor=len(drawn))
         self.optimizer.step()
-        seconds = time.monotonic() - began
+        seconds = time.process_time() - began
         engine.close()
         return {"seconds": seconds, "noise": noise}
 
@@ -241,14 +242,14 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         "",
     ]
     RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"{date}-step-ratio"
+    stem = RESULTS / f"{date}-step-ratio-{'-'.join(arguments.cases)}"
     stem.with_suffix(".json").write_text(json.dumps(facts | found, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
     sys.stdout.write("\n".join([*lines, f"written to {stem}.md", ""]))
 
 
 def _table(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
-    lines = ["| case | tokens a record | engine | time, x plain (lowest to highest) | peak memory, x plain |"]
+    lines = ["| case | tokens a record | engine | processor time, x plain (lowest to highest) | peak memory, x plain |"]
     lines.append("|---|---|---|---|---|")
     plain = {(row["case"], row["length"]): row["peak_gib"] for row in found["rows"] if row["arm"] == "plain"}
     for row in found["rows"]:
@@ -277,8 +278,8 @@ def _method(facts: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
     return [
         *(f"- `{case}`: {CASES[case]}; {TOKENS[case]} tokens a logical step." for case in arguments.cases),
         f"- Micro-batches of at most {arguments.microbatch} tokens; "
-        f"{arguments.repeats} interleaved repeats after a warm-up, {facts['threads']} threads; noise, division and "
-        "AdamW included. `plain` is `privacy.mode: none`: same records, batches and losses, ordinary backward pass.",
+        f"processor time, {arguments.repeats} interleaved repeats after a warm-up, {facts['threads']} threads; noise, "
+        "division and AdamW included. `plain` is `privacy.mode: none`: same records, batches and losses, ordinary backward pass.",
         f"- Hardware {facts['hardware']}, commit {facts['commit']}, {facts['versions']}.",
     ]
 
