@@ -7,7 +7,8 @@ python benchmarks/step_ratio.py --cases tiny --repeats 2     # seconds, no downl
 All arms of a case share one model, the records, the micro-batches, the loss vector and the optimizer, and take turns
 within one process, so that a busy machine slows all alike; a step is the whole logical step, noise included. Time is
 processor time of one thread (OMP_NUM_THREADS=1), since other work on the machine would decide a clock on the wall. Peak
-memory is the resident set of a process of its own for each arm. Writes benchmarks/results/DATE-step-ratio-CASES.{json,md}.
+memory is the resident set of a process of its own for each arm. Writes benchmarks/results/DATE-step-ratio-CASES.md and
+.json.
 """
 
 import argparse
@@ -279,7 +280,8 @@ def _method(facts: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
         *(f"- `{case}`: {CASES[case]}; {TOKENS[case]} tokens a logical step." for case in arguments.cases),
         f"- Micro-batches of at most {arguments.microbatch} tokens; "
         f"processor time, {arguments.repeats} interleaved repeats after a warm-up, {facts['threads']} threads; noise, "
-        "division and AdamW included. `plain` is `privacy.mode: none`: same records, batches and losses, ordinary backward pass.",
+        "division and AdamW included. `plain` is `privacy.mode: none`: same records, batches and losses, ordinary "
+        "backward pass.",
         f"- Hardware {facts['hardware']}, commit {facts['commit']}, {facts['versions']}.",
     ]
 

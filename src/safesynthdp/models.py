@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safesynthdp.clippable import refuse_model, refuse_trainables
 from safesynthdp.errors import SafeSynthError, UnsupportedLayer, UserError
 from safesynthdp.model_config import FromScratchConfig, LoraConfig, ModelConfig
-from safesynthdp.runs import CHECKPOINT, RunDirectory
+from safesynthdp.runs import CHECKPOINT, LEDGER, MANIFEST, RunDirectory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,7 +221,19 @@ def _source(config: ModelConfig) -> Path | str:
         from safesynthdp.builtin_models import builtin_model_path
 
         return builtin_model_path(name)
+    _refuse_run_weights(name)
     return name
+
+
+def _refuse_run_weights(name: str) -> None:
+    """Weights of a run are no public model: what they cost would be missing from the next ledger."""
+    folder = Path(name).resolve()
+    for place in (folder, folder.parent):
+        if (place / MANIFEST).is_file() and (place / LEDGER).is_file():
+            raise UserError(
+                f"model.model_name_or_path={name} holds weights of the run {place}, whose cost would be left out of a "
+                "new ledger; give the model that run began with, or a copy of the folder if its records were public"
+            )
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> SafeSynthError:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +15,7 @@ from safesynthdp.cli import run as run_main
 from safesynthdp.generation.predict_command import main
 from safesynthdp.privacy.command import main as account
 from safesynthdp.privacy.ledger import Ledger
+from safesynthdp.privacy.output_clipping import mean_probabilities
 from safesynthdp.privacy.output_registry import output_mechanism
 from safesynthdp.runs import RunDirectory
 
@@ -219,6 +221,89 @@ def test_an_interrupted_prediction_goes_on_with_the_same_key(
     assert len(rows(RunDirectory.open(tmp_path / "out"))) == 4
 
 
+@pytest.mark.parametrize("mechanism", ["laplace_probs", "gaussian_probs"])
+def test_a_replaced_record_pays_for_the_batch_it_leaves_and_the_one_it_enters(tmp_path: Path, mechanism: str) -> None:
+    flags = [*CONTEXT[:1], *CONTEXT[2:], f"--output.mechanism={mechanism}", "--output.scale=.3"]
+    found = predict(tmp_path, "out", *flags, "--privacy.adjacency=replace")
+    (entry,) = Ledger.read(found.path / "ledger.json").entries
+    charged = output_mechanism(**entry.mechanism)
+    one_row, nobody = np.array([[-60.0, 0.0]]), np.zeros((0, 2))
+    public = np.array([0.0, -60.0])
+    moved_K = mean_probabilities(one_row, public, shards=8) - mean_probabilities(nobody, public, shards=8)
+    steps = 2 * 5  # a token of the batch it leaves, a token of the batch it enters
+    if charged.pure_epsilon is not None:
+        assert charged.pure_epsilon >= steps * np.abs(moved_K).sum() / 0.3 * (1 - 1e-12)
+    assert charged.rho >= 0.999 * steps * (
+        charged.rho_step if mechanism == "laplace_probs" else moved_K @ moved_K / 0.18
+    )
+
+
+def test_a_shard_without_a_record_stops_no_mixture(tmp_path: Path) -> None:
+    flags = ["--output.mechanism=uniform_mix", "--output.mixing=.5", "--output.vocab_size=259"]
+    flags += ["--output.public_top_k=null", "--output.grouping=many", "--output.shards=90", "--output.tokens=2"]
+    assert len(rows(predict(tmp_path, "out", *flags))) == 2
+
+
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    from safesynthdp.generation import prediction
+    from safesynthdp.generation.output_decoding import decode_texts
+
+    calls = list[int]()
+
+    def stopping(*values: Any, **options: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        decode_texts(*values, **options)
+
+    argv = words(write_records(tmp_path / "r.csv"), tmp_path / "out", *CONTEXT, "--batches_at_once=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "decode_texts", stopping)
+        assert run_main(main, argv) == 130
+    return argv
+
+
+def test_a_prediction_never_goes_on_with_other_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = interrupted(tmp_path, monkeypatch)
+    before = (tmp_path / "out" / "ledger.json").read_bytes()
+    write_records(tmp_path / "r.csv", leave_out=7)
+    capsys.readouterr()
+    assert run_main(main, argv) == 2
+    assert "was begun on other records" in capsys.readouterr().err
+    assert (tmp_path / "out" / "ledger.json").read_bytes() == before
+
+
+def test_a_prediction_never_goes_on_with_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = interrupted(tmp_path, monkeypatch)
+    (tmp_path / "out" / "state" / "output_key.json").unlink()
+    capsys.readouterr()
+    assert run_main(main, argv) == 2
+    assert "pay twice" in capsys.readouterr().err
+
+
+def test_weights_of_a_run_are_no_public_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("manifest.json", "ledger.json"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+    (tmp_path / "run" / "checkpoint").mkdir()
+    argv = [
+        word for word in words(write_records(tmp_path / "r.csv"), tmp_path / "out", *CONTEXT) if "scratch" not in word
+    ]
+    assert run_main(main, [*argv, f"--model.model_name_or_path={tmp_path / 'run' / 'checkpoint'}"]) == 2
+    assert "holds weights of the run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_records_that_is_private_is_listed(tmp_path: Path) -> None:
+    found = predict(tmp_path, "out", *CONTEXT, "--privacy.num_records_is_public=false")
+    lines = Ledger.read(found.path / "ledger.json").releases[0].not_covered
+    assert any(line.startswith("the number of records") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("flags", "key"),
     [
@@ -228,6 +313,7 @@ def test_an_interrupted_prediction_goes_on_with_the_same_key(
         ([*CONTEXT, "--top_k=3"], "top_k=3"),
         ([*CONTEXT, "--privacy.mode=none"], "privacy.mode=none"),
         (HEURISTIC[1:], "privacy.mode=dp"),
+        ([*HEURISTIC, "--privacy.target_epsilon=1"], "privacy"),
         ([*CONTEXT, *HEURISTIC], "output is missing"),
         ([], "output is missing"),
         ([*CONTEXT, "--privacy.unit=user"], "privacy.unit=user"),
@@ -259,7 +345,8 @@ def test_models_in_which_rows_can_meet_are_refused() -> None:
     from safesynthdp.generation.shard_source import refuse_shared_rows
 
     model = torch.nn.Linear(1, 1)
-    for facts in ({"num_local_experts": 8}, {"n_routed_experts": 4}, {"quantization_config": {"bits": 8}}):
+    nested = {"ffn_config": SimpleNamespace(moe_num_experts=16)}
+    for facts in ({"num_local_experts": 8}, {"n_routed_experts": 4}, {"quantization_config": {"bits": 8}}, nested):
         model.config = SimpleNamespace(**facts)  # type: ignore[assignment]
         with pytest.raises(UserError, match="model: "):
             refuse_shared_rows(model)

@@ -122,3 +122,10 @@ def test_more_texts_or_a_second_call_than_was_priced_are_refused(model: LlamaFor
     odd = OutputMechanismProcessor(SHARDS, generation_config=settings, recentre=True)
     with pytest.raises(ConfigError, match="shards=3"):
         generate(model, ROWS[:2], settings, odd)
+
+
+def test_recentred_rows_are_not_sold_at_the_price_of_a_record_that_can_be_left_out(model: LlamaForCausalLM) -> None:
+    null = Softmax(shards=3, clip=2.0, tokens=6, adjacency="null")
+    with pytest.raises(ConfigError, match="adjacency=null with recentre"):
+        OutputMechanismProcessor(null, generation_config=config(), recentre=True)
+    OutputMechanismProcessor(null, generation_config=config(), public=PublicRows(model, PUBLIC[:1]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from safesynthdp.privacy.conversions import kov
 from safesynthdp.privacy.joint import joint_price
 from safesynthdp.privacy.ledger import Entry, Ledger, Release, is_understated, recompute, release_epsilon
 from safesynthdp.privacy.losses import Adjacency, GaussianSteps
-from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism, Softmax
 from safesynthdp.privacy.output_conversions import gaussian_delta, gaussian_exact, rdp_curve
 from safesynthdp.privacy.output_pricing import OutputMechanism, PricedOutput
 from safesynthdp.privacy.output_registry import CLASSES, output_mechanism, output_mechanism_from_entry
@@ -365,3 +366,37 @@ def test_the_second_accountant_answers_soon_however_many_steps_there_are() -> No
         assert lower <= output.epsilon(delta=DELTA) * (1 + 1e-6)
         refuse_contradiction([output], output.epsilon(delta=DELTA), delta=DELTA, adjacency="add_remove")
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("scale", "clip"), [(1e-15, 1e15), (1e15, 1e-15)])
+@pytest.mark.parametrize("name", ["softmax", "laplace", "gaussian_l2", "laplace_probs", "gaussian_probs"])
+def test_the_ends_of_the_allowed_numbers_have_a_finite_price(name: str, scale: float, clip: float) -> None:
+    numbers = {} if name == "softmax" else {"scale": scale}
+    clips = {"clip": clip} if name in ("softmax", "laplace", "gaussian_l2") else {}
+    found = output_mechanism(name, shards=10_000_000, tokens=1_000, adjacency="many", **numbers, **clips)
+    for delta in (1e-6, 1e-310):
+        prices = [*found.conversions(delta).values(), *found.group_conversions(delta, size=9).values()]
+        assert all(math.isfinite(price) and price >= 0 for price in prices)
+
+
+def test_noise_never_prices_text_beside_released_weights_whatever_the_rule_is_called() -> None:
+    noise = output_mechanism("softmax", shards=1, single=True, clip=0.1, tokens=8, adjacency="many")
+    entries = (
+        Entry(id="none", kind="none", mechanism={}),
+        Entry(id="noise", kind="output_mechanism", mechanism=noise.to_entry()),
+    )
+    weights = Release(artifact="weights", epsilon=None, delta=None, rule="compose", entries=("none",))
+    text = Release(artifact="synthetic_text", epsilon=3.0, delta=1e-6, rule="compose", entries=("noise",))
+    with pytest.raises(LedgerMismatch, match="output_mechanism alone"):
+        Ledger(unit="record", adjacency="add_remove", entries=entries, releases=(weights, text))
+
+
+def test_an_exchanged_record_may_change_two_shards_of_many_and_that_has_no_price() -> None:
+    many = Softmax(shards=4, clip=1.0, tokens=1, adjacency="many")
+    rows_RK, moved_RK = np.zeros((4, 2)), np.zeros((4, 2))
+    rows_RK[:2], moved_RK[:2] = [9.0, -9.0], [-9.0, 9.0]
+    ratios = np.log(many.probabilities(rows_RK, np.zeros(2)) / many.probabilities(moved_RK, np.zeros(2)))
+    assert np.ptp(ratios) == pytest.approx(2 * many.eta)
+    entry = Entry(id="p", kind="private_prediction", mechanism=many.to_entry())
+    with pytest.raises(LedgerMismatch, match="two shards"):
+        release_epsilon(Ledger(unit="record", adjacency="replace", entries=(entry,)), ["p"], delta=1e-6)

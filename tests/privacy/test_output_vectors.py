@@ -132,6 +132,7 @@ def test_shards_that_an_epsilon_needs(adjacency: str, expected: tuple[int, ...])
 
 
 SOFTMAX = "output --mechanism softmax --shards 16 --clip 1 --tokens 64 --adjacency null"
+PLAN = "plan --target_epsilon 2 --num_records 1000 --tokens 64 --num_texts 10"
 REFUSED = {
     "output --mechanism softmax --shards 16 --tokens 64 --adjacency null": "clip",
     "output --mechanism softmax --shards 16 --clip 1 --adjacency null": "tokens",
@@ -163,6 +164,15 @@ REFUSED = {
     f"{SOFTMAX} --group_size 0": "group_size=0",
     f"{SOFTMAX} --tocens 3": "tocens",
     "output --mechanism uniform_mix --shards 2 --mixing 1 --vocab_size 9 --tokens 64 --adjacency null": "mixing=1",
+    "output --mechanism softmax --shards 16 --clip 1e-200 --tokens 4 --adjacency null": "clip=1e-200",
+    "output --mechanism laplace --shards 16 --clip 1 --scale 1e-308 --tokens 4 --adjacency null": "scale=1e-308",
+    "output --mechanism laplace --shards 16 --clip 1 --scale 1e200 --tokens 4 --adjacency null": "scale=1e+200",
+    "output --mechanism gaussian_l2 --shards 16 --clip 1 --scale 1e-200 --tokens 4 --adjacency null": "scale=1e-200",
+    "output --mechanism uniform_mix --shards 2 --mixing 1e-99 --vocab_size 9 --tokens 4 --adjacency null": "mixing=1e-",
+    f"{SOFTMAX} --group_size {10**200}": "group_size=1",
+    f"{PLAN} --clip 0": "clip=0",
+    f"{PLAN} --mechanism laplace_probs --scale 1 --clip 5": "clip=5.0",
+    f"{PLAN} --mechanism gaussian_probs --scale 1 --adjacency replace": "adjacency=replace",
     "plan --target_epsilon 0 --num_records 9 --num_texts 1 --tokens 8": "target_epsilon=0",
     "plan --target_epsilon 1 --num_records 1 --num_texts 1 --tokens 8": "num_records=1",
     "plan --mechanism uniform_mix --target_epsilon 1 --num_records 9 --num_texts 1 --tokens 8": "mechanism=uniform_mix",

@@ -135,6 +135,8 @@ def release_prediction(ledger: Ledger, records: Records, *, delta: float, seeded
     ]
     if not records.label_set_is_public:
         lines.append(PRIVATE_LABELS)
+    if not all(entry.data["num_records_is_public"] for entry in ledger.entries):
+        lines.append("the number of records, here and in manifest.json; no price is computed from it")
     release = Release(
         artifact=TEXT,
         epsilon=epsilon,

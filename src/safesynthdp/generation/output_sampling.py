@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.generation.checkpoint_source import draw_texts
 from safesynthdp.generation.decoding import DrawnRow, Row
+from safesynthdp.generation.files import load_parts
 from safesynthdp.generation.output_config import refuse_private_truncation
 from safesynthdp.generation.output_decoding import Rule
 from safesynthdp.generation.sampling import Basket, ready_model
@@ -100,6 +101,11 @@ def output_key(run: RunDirectory, *, unsafe_seed: int | None) -> OutputKey:
         except (ValueError, KeyError, TypeError):
             raise LedgerMismatch(f"{path} cannot be read; start a new output_dir") from None
         return OutputKey(secret=secret, seeded=False)
+    if load_parts(run):
+        raise LedgerMismatch(
+            f"{path} is gone and texts drawn with it are here: records would be sent to other batches and pay twice; "
+            "restore it, or start a new output_dir"
+        )
     key = OutputKey.fresh()
     write_json(path, {"secret": key.secret.hex()}, private=True)
     return key

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
-from safesynthdp.errors import BudgetExhausted, ConfigError, SafeSynthError
+from safesynthdp.errors import BudgetExhausted, ConfigError, LedgerMismatch, SafeSynthError
 from safesynthdp.generation.predict_config import PredictConfig
 from safesynthdp.runs import LEDGER, RunDirectory
 
@@ -56,6 +56,7 @@ def _predict(config: PredictConfig, run: RunDirectory) -> None:
     from safesynthdp.records import load_split
 
     split = load_split(config.data)
+    _refuse_other_records(split, run)
     for warning in split.train.warnings:
         run.say(f"warning: {warning}")
     mechanism = config.mechanism(num_labels=len(split.train.label_set))
@@ -76,6 +77,14 @@ def _predict(config: PredictConfig, run: RunDirectory) -> None:
     write_first(run, ledger)
     job = replace(job, key=output_key(run, unsafe_seed=config.privacy.unsafe_seed))
     _draw(job, ledger, run)
+
+
+def _refuse_other_records(split: "Split", run: RunDirectory) -> None:
+    """Texts of two data sets never share a directory: its ledger would name one of them."""
+    if run.is_resumed and run.manifest["data"]["fingerprint"] != split.train.fingerprint:
+        raise LedgerMismatch(
+            f"output_dir={run.path} was begun on other records; restore data.* or give a new directory, at a new price"
+        )
 
 
 def _job(config: PredictConfig, mechanism: Any, records: "Records") -> "Job":

@@ -39,6 +39,8 @@ class PredictPrivacy:
         """Refuse a promise that is not one."""
         if self.target_epsilon is not None and not 0 < self.target_epsilon < math.inf:
             raise ConfigError(f"privacy.target_epsilon={self.target_epsilon}: give a finite number above 0")
+        if self.mode == "none" and self.target_epsilon is not None:
+            raise ConfigError("privacy.mode=none makes no promise; remove privacy.target_epsilon")
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"privacy.target_delta={self.target_delta} is outside (0, 1); give, say, 1e-5")
 
@@ -173,17 +175,21 @@ class PredictConfig:
     def mechanism(self, *, num_labels: int) -> OutputMechanism | Heuristic:
         """Return the mechanism at the price of one unit.
 
-        A record is in one batch. The records of a user may carry every label, and then touch a batch of each.
+        A record is in one batch. The records of a user may carry every label, and then touch a batch of each. An
+        exchanged record leaves one batch and enters another: a range of 4 clip / shards pays for 2 in each, but the
+        sensitivity of probability vectors is the same for one that leaves and one that is exchanged, so both pay.
         """
         if self.heuristic is not None:
             return Heuristic(noise=self.heuristic.noise, scale=self.heuristic.scale)
         assert self.output is not None  # checked when built
         adjacency: OutputAdjacency = "replace" if self.privacy.adjacency == "replace" else "null"
-        several = self.privacy.unit == "user" and self.source == "in_context"
+        touched = num_labels if self.privacy.unit == "user" and self.source == "in_context" else 1
+        if adjacency == "replace" and self.output.mechanism.endswith("_probs"):
+            touched = 2
         return self.output.priced(
             shards=self.output.shards,
             tokens=self.output.tokens,
-            texts_per_batch=self.output.texts_per_batch * (num_labels if several else 1),
+            texts_per_batch=self.output.texts_per_batch * touched,
             adjacency="many" if self.output.grouping == "many" else adjacency,
         )
 

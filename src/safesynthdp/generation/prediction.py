@@ -13,7 +13,7 @@ from torch import nn
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.generation.decoding import DrawnRow
-from safesynthdp.generation.output_config import refuse_private_truncation
+from safesynthdp.generation.output_config import CLIPPED, refuse_private_truncation
 from safesynthdp.generation.output_decoding import Rule, Text, decode_texts
 from safesynthdp.generation.partition import Batch, Partition, partition_key
 from safesynthdp.generation.predict_config import PredictConfig
@@ -64,10 +64,10 @@ class Job:
 
     @property
     def has_public(self) -> bool:
-        """Whether public logits are looked at."""
+        """Whether public logits are looked at; without a clip they stand in for a shard that has no record."""
         if self.config.output is None:
             return False
-        return self.config.output.needs_public_model or self.config.output.mechanism.endswith("_probs")
+        return self.config.output.needs_public_model or self.config.output.mechanism not in CLIPPED
 
     def partition(self) -> Partition:
         """Return the rule that sends records to batches and shards."""

@@ -77,7 +77,9 @@ class PublicRows:
 class OutputMechanismProcessor(LogitsProcessor):
     """Draws every token of one generate call through a mechanism.
 
-    Rows of one text stand side by side and get the same token: R = ``shards`` rows, or one with ``single``.
+    Rows of one text stand side by side and get the same token: R = ``shards`` rows, or one with ``single``. Each holds
+    other records: pass generate no ``num_return_sequences`` or ``num_beams``, which would repeat rows unseen. Under
+    ``null`` the row of a record that is missing holds the public prompt.
 
     Args:
         mechanism: With its price.
@@ -104,6 +106,11 @@ class OutputMechanismProcessor(LogitsProcessor):
         key: OutputKey | None = None,
     ) -> None:
         refuse_generation_config(generation_config, tokens=mechanism.tokens)
+        if recentre and hasattr(mechanism, "clip") and mechanism.width == 2:
+            raise ConfigError(
+                f"adjacency={mechanism.adjacency} with recentre: generate cannot leave out a missing record's row, and "
+                "any other row in its place moves scores twice as far; use replace or many"
+            )
         if public is None and top_k is not None:
             raise ConfigError(f"top_k={top_k} needs a public model: the likeliest tokens of a private one are private")
         self._rule = Rule(

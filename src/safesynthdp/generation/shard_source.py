@@ -112,10 +112,11 @@ def refuse_shared_rows(model: nn.Module) -> None:
         UserError: For expert routing with a capacity, and for quantised models.
     """
     config: Any = model.config
-    for name in _ROUTED:
-        if (getattr(config, name, None) or 0) > 1:
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "__dict__"))]
+    for part, name in ((part, name) for part in parts for name in _ROUTED):
+        if (getattr(part, name, None) or 0) > 1:
             raise UserError(
-                f"model: {name}={getattr(config, name)}: routing between experts lets one record's row reach "
+                f"model: {name}={getattr(part, name)}: routing between experts lets one record's row reach "
                 "another's; choose a dense model"
             )
     if getattr(config, "quantization_config", None) is not None:

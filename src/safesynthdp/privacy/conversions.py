@@ -57,7 +57,7 @@ def cks(rho: float, delta: float) -> float:
         excess = math.exp(log_excess)
         return (1 + excess) * rho - math.log1p(1 / excess) - (math.log1p(excess) + math.log(delta)) / excess
 
-    centre = math.log(math.sqrt(math.log(1 / delta) / rho))
+    centre = math.log(math.sqrt(-math.log(delta) / rho))
     grid = centre + np.linspace(-12, 12, 241)
     best = int(np.argmin([bound(float(x)) for x in grid]))
     ends = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, 240)]))

@@ -78,6 +78,20 @@ def check(value: Any) -> None:
             "ledger: weights are released beside text under rule min, which holds only while they are withheld; "
             "restate the text as post_processing"
         )
+    _check_noise_on_released_weights(value)
+
+
+def _check_noise_on_released_weights(value: Mapping[str, Any]) -> None:
+    """Whatever its rule is called: text that names the noise and not the weights claims that they are withheld."""
+    noise = {entry["id"] for entry in value["entries"] if entry["kind"] == "output_mechanism"}
+    weights = {name for r in value["releases"] if r["artifact"] == "weights" for name in r["entries"]}
+    for release in value["releases"]:
+        named = set(release["entries"])
+        if named & noise and not weights <= named:
+            raise LedgerMismatch(
+                f"ledger: {release['artifact']} is priced by an output_mechanism alone and the weights are released; "
+                "restate it as post_processing"
+            )
 
 
 def _check_head(value: Any) -> None:

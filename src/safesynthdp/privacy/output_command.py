@@ -65,7 +65,7 @@ def _output(arguments: argparse.Namespace) -> Answer:
         **_given(arguments),
     )
     delta = checks.probability("delta", arguments.delta)
-    size = checks.whole("group_size", arguments.group_size)
+    size = checks.whole("group_size", arguments.group_size, at_most=checks.MAX_STEPS)
     conversions = mechanism.conversions(delta) if size == 1 else mechanism.group_conversions(delta, size=size)
     if mechanism.single:
         sys.stderr.write(

@@ -18,6 +18,7 @@ from scipy import optimize, special
 _SERIES_BELOW = 0.05
 _SMALL_RANGE = 1e-3
 _ROUNDING = 1e-15
+_LEAST_LOG_DELTA = -740.0  # below it exp is 0
 _RELATIVE = np.float64(1e-14)
 
 
@@ -66,7 +67,9 @@ def gaussian_exact(mu: float, delta: float) -> float:
     """Return the smallest x >= 0 with ``Phi(m/2 - x/m) - exp(x) Phi(-m/2 - x/m) <= delta``, m = ``mu``."""
     if gaussian_delta(mu, 0.0) <= delta:
         return 0.0
-    high = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta)) + 1
+    high = mu**2 / 2 + mu * math.sqrt(-2 * math.log(delta)) + 1  # holds too: the Gaussian tail
+    if gaussian_delta(mu, high) > delta:
+        return high  # its digits do not reach that far
     found: Any = optimize.brentq(lambda x: gaussian_delta(mu, x) - delta, 0.0, high, xtol=1e-13, rtol=_RELATIVE)
     root = float(found)
     return root if gaussian_delta(mu, root) <= delta else root + 2e-13 + 2e-14 * root
@@ -90,8 +93,9 @@ def group_delta_for(epsilon: Callable[[float], float], *, size: int, delta: floa
             return log_d + math.log(size)
         return log_d + size * x + math.log(-math.expm1(-size * x)) - x - math.log(-math.expm1(-x))
 
-    low, high = math.log(delta) - 600.0, math.log(delta)
-    if group_delta(low) > math.log(delta):
+    high = math.log(delta)
+    low = max(high - 600.0, _LEAST_LOG_DELTA)
+    if low >= high or group_delta(low) > math.log(delta):
         return math.inf
     for _ in range(60):
         middle = (low + high) / 2
@@ -109,7 +113,7 @@ def _best_order(curve: Callable[[float], float], rho: float, delta: float) -> fl
         excess = math.exp(log_excess)
         return curve(excess) - math.log1p(1 / excess) - (math.log1p(excess) + math.log(delta)) / excess
 
-    centre = math.log(math.sqrt(math.log(1 / delta) / rho))
+    centre = math.log(math.sqrt(-math.log(delta) / rho))
     grid = centre + np.linspace(-10, 10, 161)
     best = int(np.argmin([bound(float(x)) for x in grid]))
     ends = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)]))

@@ -35,6 +35,11 @@ def priced_output(
         raise LedgerMismatch(
             f"ledger: {identity} has adjacency {mechanism.adjacency}, which protects a record; unit user needs many"
         )
+    if adjacency == "replace" and not single and mechanism.adjacency == "many":
+        raise LedgerMismatch(
+            f"ledger: {identity} has adjacency many: an exchanged record may change two shards, and many pays for one; "
+            "only add_remove can be priced"
+        )
     try:
         return PricedOutput(mechanism=mechanism, adjacency=adjacency)
     except ConfigError as error:

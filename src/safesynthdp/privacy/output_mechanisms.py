@@ -20,6 +20,7 @@ from safesynthdp.privacy.output_conversions import mixing_epsilon, rdp_curve, so
 from safesynthdp.privacy.output_draws import Floats, Tokens, TokenStep, pick, softmax
 from safesynthdp.privacy.output_pricing import BoundedRange, OutputMechanism
 
+_LEAST_MIXING = 1e-30
 _MAX_CLIP = 50.0  # in units of the temperature: beyond it a candidate could underflow to probability 0
 
 
@@ -185,8 +186,10 @@ class UniformMix(OutputMechanism):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.whole("vocab_size", self.vocab_size, at_least=2)
-        checks.probability("mixing", self.mixing)
+        checks.whole("vocab_size", self.vocab_size, at_least=2, at_most=checks.MAX_STEPS)
+        checks.positive("mixing", self.mixing)
+        if not _LEAST_MIXING <= self.mixing < 1:
+            raise ConfigError(f"mixing={self.mixing} must lie in [{_LEAST_MIXING:g}, 1)")
 
     @property
     def score_range(self) -> None:

@@ -27,6 +27,7 @@ from safesynthdp.privacy.output_draws import Floats, Tokens, TokenStep, public_s
 
 OutputAdjacency = Literal["null", "replace", "many"]
 ADJACENCIES: tuple[str, ...] = get_args(OutputAdjacency)
+_LEAST, _MOST = 1e-15, 1e15  # squares of ratios stay within float64
 RELATIONS: dict[Adjacency, tuple[str, ...]] = {"add_remove": ("null", "many"), "replace": ("replace", "many")}
 """Which adjacencies of an output mechanism speak about the neighbours of a ledger."""
 
@@ -92,6 +93,10 @@ class OutputMechanism:
             value = getattr(self, field.name)
             if field.name in ("clip", "scale") or (field.name == "temperature" and value is not None):
                 checks.positive(field.name, value)
+                if not _LEAST <= value <= _MOST:
+                    raise ConfigError(
+                        f"{field.name}={value} is outside [{_LEAST:g}, {_MOST:g}], where no price is exact"
+                    )
 
     @property
     def steps(self) -> int:
@@ -162,7 +167,7 @@ class OutputMechanism:
         ``group_pure``: size times pure. ``group_rho``: size squared times rho. ``group_approximate``: (x, d) becomes
         ``(size x, d (exp(size x) - 1) / (exp(x) - 1))``.
         """
-        checks.whole("group_size", size)
+        checks.whole("group_size", size, at_most=checks.MAX_STEPS)
         checks.probability("delta", delta)
         found = {"group_rho": cks(size**2 * self.rho, delta)}
         if self.pure_epsilon is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from safesynthdp.errors import BudgetExhausted
+from safesynthdp.errors import BudgetExhausted, ConfigError
 from safesynthdp.privacy import checks
 from safesynthdp.privacy.output_pricing import OutputMechanism
 from safesynthdp.privacy.output_registry import output_mechanism
@@ -85,6 +85,15 @@ def plan_output(
     checks.whole("num_records", num_records, at_least=2)
     checks.whole("num_texts", num_texts)
     is_clipped = mechanism in ("softmax", "laplace", "gaussian_l2")
+    if clip is not None:
+        checks.positive("clip", clip)
+        if not is_clipped:
+            raise ConfigError(f"clip={clip}: mechanism={mechanism} has no such number; leave it out")
+    if adjacency == "replace" and mechanism.endswith("_probs"):
+        raise ConfigError(
+            f"adjacency=replace: an exchanged record leaves one batch and enters another, and the price of "
+            f"mechanism={mechanism} covers one of them; plan with null, or with softmax"
+        )
     wanted = (clip or 1.0) if is_clipped else None
 
     def make(batches: int, bound: float | None) -> OutputMechanism:
