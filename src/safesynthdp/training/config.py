@@ -148,6 +148,8 @@ class HardwareConfig:
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    num_processes: int | None = None
+    """Processes this run must find itself with, else it stops before it reads anything; null = as many as launched."""
 
     def __post_init__(self) -> None:
         """Refuse sizes without a meaning."""
@@ -157,6 +159,8 @@ class HardwareConfig:
             )
         if self.physical_batch_size is not None and self.physical_batch_size < 1:
             raise ConfigError(f"hardware.physical_batch_size={self.physical_batch_size}: give a whole number above 0")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ConfigError(f"hardware.num_processes={self.num_processes}: give a whole number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

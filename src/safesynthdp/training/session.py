@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from safesynthdp.config import to_mapping
@@ -43,6 +42,7 @@ from safesynthdp.training.examples import Example, encode
 from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
+from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.selfcheck import check_engine, seconds_per_token
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
@@ -51,34 +51,50 @@ from safesynthdp.training.units import Units
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FROZEN_SAMPLE = 4096  # elements of each frozen tensor that are compared: another revision differs in most of them
+
 
 def run_session(
-    config: FinetuneConfig, run: RunDirectory, records: Records, *, units: Units, plan: PrivacyPlan, spending: Spending
+    config: FinetuneConfig,
+    run: RunDirectory,
+    records: Records,
+    *,
+    units: Units,
+    plan: PrivacyPlan,
+    spending: Spending,
+    ranks: Ranks,
 ) -> None:
-    """Train the planned steps in ``run`` and write the release and its price."""
+    """Train the planned steps in ``run`` and write the release and its price; rank 0 alone writes."""
     began = time.monotonic()
     quiet()
-    device = one_device()
+    device = ranks.device
     if config.privacy.noise_generator == "device" and device.type == "cpu":
         raise ConfigError("privacy.noise_generator=device: the model is on the CPU, where it is weaker; use keyed")
-    tokenizer = load_tokenizer(config.model)
-    template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
-    examples = encode(
-        records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
-    )
+    with ranks.together(), ranks.first():
+        tokenizer = load_tokenizer(config.model)  # fetches and converts a builtin model
+    with ranks.together():
+        template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
+        examples = encode(
+            records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
+        )
+        model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
-    model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
+    _agree_on_everything(ranks, model, examples, engine=chosen.engine)
     engine = chosen.engine
     pad_token_id = token_id(tokenizer.pad_token_id or 0)
     checked = "gradients are not clipped"
     if plan.mechanism is not None:
-        check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
+        with ranks.together():
+            check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
         checked = "clipped sums agree with single records"
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
     run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
-    _say_estimate(config, run, model, engine, examples, steps=plan.steps - spending.steps, pad_token_id=pad_token_id)
+    with ranks.together():
+        if ranks.is_main:
+            steps_left = plan.steps - spending.steps
+            _say_estimate(config, run, model, engine, examples, steps=steps_left, pad_token_id=pad_token_id)
     run.update(
         engine=engine.name,
         engine_reason=chosen.reason,
@@ -86,9 +102,12 @@ def run_session(
         num_truncated=truncated,
         device=str(device),
     )
-    run.begin()
-    keys = _keys(config, run)
-    settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+    with ranks.together():
+        run.begin()
+        keys = _keys(config, run) if ranks.is_main else None
+        if keys is not None:
+            settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+    shared = ranks.share(None if keys is None else keys.to_json())
     job = Job(
         config=config,
         plan=plan,
@@ -97,31 +116,36 @@ def run_session(
         engine=engine,
         examples=examples,
         units=units,
-        keys=keys,
+        keys=keys or StepKeys.from_json(shared),
         spending=spending,
         pad_token_id=pad_token_id,
-        signal=_signal(config, records, engine=engine, device=device),
+        signal=_signal(config, records, engine=engine, ranks=ranks),
+        ranks=ranks,
     )
     steps = train(job)
     engine.close()
-    release = _release(config, run, model, tokenizer, spending=spending)
-    run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
-    drop_state(run.state)
-    run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+    with ranks.together():
+        if ranks.is_main:
+            release = _release(config, run, model, tokenizer, spending=spending)
+            run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
+            drop_state(run.state)
+            run.say(f"{_sentence(release, plan, config)} -> {run.path}")
 
 
-def one_device() -> torch.device:
-    """Return the device accelerate gives this process.
-
-    Raises:
-        ConfigError: If several processes were launched, which this version does not train on.
-    """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    if accelerator.num_processes != 1:
-        raise ConfigError(
-            f"num_processes={accelerator.num_processes}: training runs on one process; launch with --num_processes 1"
-        )
-    return torch.device(accelerator.device)
+def _agree_on_everything(
+    ranks: Ranks, model: nn.Module, examples: Sequence[Example], *, engine: ClippingEngine
+) -> None:
+    """Refuse ranks that would compute different things, and start them all from rank 0's trainables."""
+    if not ranks.are_several:
+        return
+    tokens = hashlib.sha256(str([(e.input_ids, e.num_prompt_tokens) for e in examples]).encode()).hexdigest()
+    ranks.agree("the installed code", [versions(), commit()])
+    ranks.agree("data: the tokens of the records", tokens)
+    ranks.agree("hardware.clipping_engine", engine.name)
+    trainable = trainable_parameters(model)
+    frozen = {name: p for name, p in model.named_parameters() if name not in trainable}
+    ranks.agree("model: the frozen weights", digest(frozen, most=FROZEN_SAMPLE))
+    ranks.spread([parameter.data for parameter in trainable.values()])
 
 
 def _model_and_engine(
@@ -152,11 +176,11 @@ def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
     return keys
 
 
-def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, device: torch.device) -> str:
+def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, ranks: Ranks) -> str:
     """Hash all that shapes the sum of a step, so that a replay is known to be the same release.
 
     Only a CPU adds in the same order every time. On any other device the hash is new in each process: a resumed run
-    then takes fresh keys and its lost steps stay counted.
+    then takes fresh keys and its lost steps stay counted. So it does on another number of processes.
     """
     values = to_mapping(config)
     values.pop("output_dir")
@@ -164,13 +188,13 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
         "config": values,
         "data": records.fingerprint,
         "engine": engine.name,
-        "device": "cpu" if device.type == "cpu" else uuid.uuid4().hex,
-        "machine": [platform.node(), platform.machine(), os.cpu_count()],
+        "device": "cpu" if ranks.device.type == "cpu" else uuid.uuid4().hex,
+        "machines": ranks.gather([platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]),
         "versions": versions(),
         "commit": commit(),
-        "threads": torch.get_num_threads(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return str(ranks.share({"signal": hashed})["signal"])
 
 
 def _say_estimate(
