@@ -61,7 +61,8 @@ def start(recipe: Path) -> Iterator[Start]:
         if world_size > 1:
             common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, *door, "--config", str(recipe), "--output_dir", str(output_dir), *words]
+        config = ["--config", str(recipe)] if tuple(door) == (DOOR,) else []
+        command = [sys.executable, *door, *config, "--output_dir", str(output_dir), *words]
         started = [
             subprocess.Popen(
                 command,

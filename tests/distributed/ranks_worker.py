@@ -6,11 +6,13 @@ and 3 ranks are groups of the first so many; everybody takes part in making them
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from safesynthdp.training.examples import Example
 from safesynthdp.training.launching import start_ranks
 from safesynthdp.training.loop import Job, _noise_once
 from safesynthdp.training.ranks import Ranks, digest
+from safesynthdp.training.scoring import token_log_probs
+from safesynthdp.training.selfcheck import check_ranks
 from safesynthdp.training.step import StepFacts, sum_clipped_gradients, zero_sums
 
 VOCAB, CLIP, SIGMA = 41, 0.5, 1.25
@@ -42,7 +46,9 @@ def main(folder: Path) -> None:
         group = dist.new_group(list(range(size)))
         if whole.rank < size:
             layout = Ranks(rank=whole.rank, world_size=size, group=group, control=group)
-            found[str(size)] = {check.__name__: check(layout) for check in (sums, noise, talk, failures)}
+            found[str(size)] = {
+                check.__name__: check(layout) for check in (sums, noise, talk, failures, scores, self_check)
+            }
         dist.barrier()
     (folder / f"rank-{whole.rank}.json").write_text(json.dumps(found))
 
@@ -144,6 +150,40 @@ def raised(body: Callable[[], None]) -> list[Any]:
         code = getattr(error, "exit_code", None)
         return [type(error).__name__, code, "" if isinstance(error, ReportedElsewhere) else str(error)]
     return []
+
+
+def scores(layout: Ranks) -> Facts:
+    """Scores of ragged records, by these ranks and alone."""
+    model, examples = tiny(), [example for (example,) in records(13)]
+    alone = token_log_probs(model, examples, max_tokens_per_microbatch=40)
+    together = token_log_probs(model, examples, max_tokens_per_microbatch=40, ranks=layout)
+    none = token_log_probs(model, [], ranks=layout)
+    return {
+        "same": len(together) == 13 and all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True)),
+        "none": none == [],
+    }
+
+
+def self_check(layout: Ranks) -> Facts:
+    """What the start-up check says of good ranks, and of ranks whose sums are averaged."""
+    model = tiny()
+    engine = BookkeepingEngine(model)
+
+    def check() -> None:
+        check_ranks(model, engine, ranks=layout, vocab_size=VOCAB, pad_token_id=0)
+
+    good, before = raised(check), digest(trainable_parameters(model))
+    unbroken = Ranks.add_up
+
+    def averaged(self: Ranks, tensors: Iterable[Tensor]) -> None:
+        held = list(tensors)
+        unbroken(self, held)
+        for tensor in held:
+            tensor /= self.world_size
+
+    with patch.object(Ranks, "add_up", averaged):
+        bad = raised(check)
+    return {"good": good, "bad": bad, "restored": before == digest(trainable_parameters(model))}
 
 
 def total(

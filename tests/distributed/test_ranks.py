@@ -107,6 +107,19 @@ def test_an_unexpected_failure_ends_all_ranks_without_sending_its_message(found:
             assert "private text" not in message
 
 
+def test_scores_are_the_same_bits_whoever_computes_them(found: Found) -> None:
+    assert all(scores == {"same": True, "none": True} for _, _, scores in each(found, "scores"))
+
+
+def test_the_start_up_check_accepts_sums_and_catches_averages(found: Found) -> None:
+    for size, rank, checked in each(found, "self_check"):
+        assert checked["good"] == [], (size, rank)
+        assert checked["restored"]
+        assert (checked["bad"] == []) == (size == 1)
+        if size > 1:
+            assert f"{size} processes add up another gradient than one does" in checked["bad"][2]
+
+
 def test_every_micro_batch_is_dealt_once_and_none_is_a_deal_too() -> None:
     costs = [9, 1, 7, 7, 3, 20, 2]
     for size in SIZES:

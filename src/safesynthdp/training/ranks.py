@@ -92,8 +92,13 @@ class Ranks:
         if not self.are_several:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
-        _collective(lambda: dist.all_reduce(summed, group=self.control))
+        self.add_up_facts(summed)
         return [float(value) for value in summed]
+
+    def add_up_facts(self, numbers: Tensor) -> None:
+        """Replace a tensor on the CPU by its sum over the ranks."""
+        if self.are_several:
+            _collective(lambda: dist.all_reduce(numbers, group=self.control))
 
     def share(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return rank 0's ``value`` on every rank; it is whatever JSON can hold."""

@@ -43,7 +43,7 @@ from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import Ranks, digest
-from safesynthdp.training.selfcheck import check_engine, seconds_per_token
+from safesynthdp.training.selfcheck import check_engine, check_ranks, seconds_per_token
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
 from safesynthdp.training.units import Units
@@ -89,6 +89,10 @@ def run_session(
         with ranks.together():
             check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
         checked = "clipped sums agree with single records"
+    if ranks.are_several:
+        with ranks.together():
+            check_ranks(model, engine, ranks=ranks, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
+        checked += f", {ranks.world_size} processes with one"
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
     run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
     with ranks.together():
