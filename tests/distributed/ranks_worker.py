@@ -7,6 +7,7 @@ and 3 ranks are groups of the first so many; everybody takes part in making them
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,9 +17,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from safesynthdp.errors import ConfigError, ReportedElsewhere, SafeSynthError
+from safesynthdp.model_config import LoraConfig
+from safesynthdp.models import make_trainable
 from safesynthdp.privacy.mechanisms import DPSGDMechanism
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.training import ranks as ranks_module
@@ -26,6 +30,7 @@ from safesynthdp.training.bookkeeping import BookkeepingEngine
 from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example
+from safesynthdp.training.frozen_shards import shard_frozen
 from safesynthdp.training.launching import start_ranks
 from safesynthdp.training.loop import Job, _noise_once
 from safesynthdp.training.ranks import Ranks, digest
@@ -47,7 +52,7 @@ def main(folder: Path) -> None:
         if whole.rank < size:
             layout = Ranks(rank=whole.rank, world_size=size, group=group, control=group)
             found[str(size)] = {
-                check.__name__: check(layout) for check in (sums, noise, talk, failures, scores, self_check)
+                check.__name__: check(layout) for check in (sums, noise, talk, failures, scores, self_check, shards)
             }
         dist.barrier()
     (folder / f"rank-{whole.rank}.json").write_text(json.dumps(found))
@@ -186,6 +191,29 @@ def self_check(layout: Ranks) -> Facts:
     return {"good": good, "bad": bad, "restored": before == digest(trainable_parameters(model))}
 
 
+def shards(layout: Ranks) -> Facts:
+    """Adapters on a sharded base against adapters on a whole one, for draws that leave ranks without work too."""
+    if not layout.are_several:
+        return {}
+    whole, sharded = (adapted().double() for _ in range(2))
+    engines = BookkeepingEngine(whole), BookkeepingEngine(sharded)
+    shard_frozen(sharded, layout, engine="bookkeeping", checkpointing=False)
+    held = replace(layout, is_sharded=True)
+    found: Facts = {}
+    for name, size in DRAWS.items():
+        alone, facts = total(whole, engines[0], records(size), 64, Ranks(), torch.float64)
+        together, same = total(sharded, engines[1], records(size), 64, held, torch.float64)
+        found[name] = {
+            "error": max(float((together[k] - alone[k]).abs().max()) for k in alone),
+            "largest": max(float(value.abs().max()) for value in alone.values()),
+            "facts": close(facts, same),
+        }
+    here = sum(p.to_local().numel() for p in sharded.parameters() if isinstance(p, DTensor))
+    everywhere = sum(p.numel() for p in sharded.parameters() if isinstance(p, DTensor))
+    full = raised(lambda: shard_frozen(tiny(), layout, engine="bookkeeping", checkpointing=False))
+    return {"draws": found, "share": here / everywhere, "full": full}
+
+
 def total(
     model: nn.Module,
     engine: BookkeepingEngine,
@@ -231,6 +259,16 @@ def tiny() -> nn.Module:
     )
     model: nn.Module = LlamaForCausalLM(config)
     return model.train()
+
+
+def adapted() -> nn.Module:
+    """Return a small model with adapters that are not at their initial zero."""
+    model = make_trainable(cast(LlamaForCausalLM, tiny()), LoraConfig(lora_r=2), seed=1, use_lora=True).train()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
 
 
 def records(size: int) -> list[list[Example]]:

@@ -56,6 +56,18 @@ def test_accelerate_launch_trains_on_one_process(recipe: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_an_fsdp2_launch_shards_the_base_and_releases_what_an_unsharded_one_does(recipe: Path, tmp_path: Path) -> None:
+    for name, sharding in (("whole", "none"), ("sharded", "auto")):
+        words = [*launched("fsdp2"), "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+        more = ("--lora.enabled", "true", "--hardware.sharding", sharding)
+        done = launch(*words, recipe=recipe, run=tmp_path / name, more=more)
+        assert done.returncode == 0, done.stderr
+        assert ("sharded over 2 processes" in done.stdout) == (name == "sharded")
+    adapters = "checkpoint/adapter_model.safetensors"
+    assert (tmp_path / "whole" / adapters).read_bytes() == (tmp_path / "sharded" / adapters).read_bytes()
+
+
+@pytest.mark.slow
 def test_torchrun_trains_on_four_processes_and_twice_to_the_same_bytes(
     recipe: Path, tmp_path: Path, weights: Weights
 ) -> None:

@@ -120,6 +120,18 @@ def test_the_start_up_check_accepts_sums_and_catches_averages(found: Found) -> N
             assert f"{size} processes add up another gradient than one does" in checked["bad"][2]
 
 
+def test_adapters_on_a_sharded_base_give_the_sums_of_one_process_also_where_a_rank_has_no_work(found: Found) -> None:
+    for size, rank, sharded in each(found, "shards"):
+        if size == 1:
+            continue
+        for name, draw in sharded["draws"].items():
+            assert draw["error"] <= 1e-12, f"rank {rank} of {size}: {name}"
+            assert draw["facts"], "a made-up micro-batch is not counted"
+            assert (draw["largest"] == 0) == (name == "empty")
+        assert sharded["share"] < 1 / size + 0.1
+        assert sharded["full"][:2] == ["ConfigError", 2], "full fine-tuning is refused with the reason"
+
+
 def test_every_micro_batch_is_dealt_once_and_none_is_a_deal_too() -> None:
     costs = [9, 1, 7, 7, 3, 20, 2]
     for size in SIZES:

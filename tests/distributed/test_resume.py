@@ -87,7 +87,7 @@ def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_th
         time.sleep(moments.random() * 0.25)
         order = moments.sample(processes, k=2)
         order[0].kill()
-        if moments.random() < 0.5:
+        if moments.random() < 0.5 or steps_in(run) == counted:  # still meeting: there it is the launcher who ends all
             order[1].kill()
         end(processes, seconds=60)
         assert steps_in(run) >= counted, "what was spent stays spent"

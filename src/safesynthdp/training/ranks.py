@@ -37,6 +37,8 @@ class Ranks:
     """The process group for tensors; None = all processes."""
     control: Any = None
     """The group for facts: gloo on the CPU, which notices a dead peer at once; None = all processes."""
+    is_sharded: bool = False
+    """Forward passes of the model talk to the other ranks, so all ranks must run as many (frozen_shards.py)."""
 
     @property
     def is_main(self) -> bool:
@@ -64,6 +66,24 @@ class Ranks:
             self._settle(error)
             raise
         self._settle(None)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run micro-batches: as ``together``, or, where they talk among themselves, without a word if one fails.
+
+        A rank that fails inside a sharded pass cannot tell the others, which wait for its shards: it ends, and they
+        notice.
+        """
+        if not self.is_sharded:
+            with self.together():
+                yield
+            return
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(name in str(error).lower() for name in ("gloo", "nccl")):
+                raise
+            raise _lost() from error
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -219,7 +239,11 @@ def _collective(call: Callable[[], Any]) -> None:
     try:
         call()
     except RuntimeError as error:
-        raise SafeSynthError(
-            "another process of this run was lost (killed, out of memory, or its machine is gone); nothing on disk is "
-            "harmed: the same command goes on where the run stopped"
-        ) from error
+        raise _lost() from error
+
+
+def _lost() -> SafeSynthError:
+    return SafeSynthError(
+        "another process of this run was lost (killed, out of memory, or its machine is gone); nothing on disk is "
+        "harmed: the same command goes on where the run stopped"
+    )

@@ -3,6 +3,7 @@
 Here: what needs torch. Elsewhere: the plan made before (command.py) and the loop itself (loop.py).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +41,7 @@ from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.engines import Chosen, choose_engine
 from safesynthdp.training.examples import Example, encode
+from safesynthdp.training.frozen_shards import shard_frozen, wants_shards
 from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
@@ -54,6 +57,18 @@ if TYPE_CHECKING:
 FROZEN_SAMPLE = 4096  # elements of each frozen tensor that are compared: another revision differs in most of them
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the steps need of this process, checked."""
+
+    model: nn.Module
+    engine: ClippingEngine
+    tokenizer: "PreTrainedTokenizerBase"
+    examples: Sequence[Example]
+    pad_token_id: int
+    ranks: Ranks
+
+
 def run_session(
     config: FinetuneConfig,
     run: RunDirectory,
@@ -67,6 +82,45 @@ def run_session(
     """Train the planned steps in ``run`` and write the release and its price; rank 0 alone writes."""
     began = time.monotonic()
     quiet()
+    ready = _prepare(config, run, records, plan=plan, ranks=ranks)
+    ranks = ready.ranks
+    with ranks.together():
+        if ranks.is_main or ranks.is_sharded:
+            _say_estimate(config, run, ready, steps=plan.steps - spending.steps)
+    with ranks.together():
+        run.begin()
+        keys = _keys(config, run) if ranks.is_main else None
+        if keys is not None:
+            settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+    shared = ranks.share(None if keys is None else keys.to_json())
+    job = Job(
+        config=config,
+        plan=plan,
+        run=run,
+        model=ready.model,
+        engine=ready.engine,
+        examples=ready.examples,
+        units=units,
+        keys=keys or StepKeys.from_json(shared),
+        spending=spending,
+        pad_token_id=ready.pad_token_id,
+        signal=_signal(config, records, engine=ready.engine, ranks=ranks),
+        ranks=ranks,
+    )
+    steps = train(job)
+    ready.engine.close()
+    with ranks.together():
+        if ranks.is_main:
+            release = _release(config, run, ready.model, ready.tokenizer, spending=spending)
+            run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
+            drop_state(run.state)
+            run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+
+
+def _prepare(
+    config: FinetuneConfig, run: RunDirectory, records: Records, *, plan: PrivacyPlan, ranks: Ranks
+) -> Prepared:
+    """Load, share out, and check the engine on this very model before anything private is touched."""
     device = ranks.device
     if config.privacy.noise_generator == "device" and device.type == "cpu":
         raise ConfigError("privacy.noise_generator=device: the model is on the CPU, where it is weaker; use keyed")
@@ -78,62 +132,49 @@ def run_session(
             records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
         )
         model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
+    engine = chosen.engine
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
-    _agree_on_everything(ranks, model, examples, engine=chosen.engine)
-    engine = chosen.engine
+    _agree_on_everything(ranks, model, examples, engine=engine)
+    if wants_shards(config.hardware.sharding, ranks):
+        shard_frozen(model, ranks, engine=engine.name, checkpointing=config.hardware.gradient_checkpointing)
+        ranks = dataclasses.replace(ranks, is_sharded=True)
+        run.say(f"the frozen base is sharded over {ranks.world_size} processes")
     pad_token_id = token_id(tokenizer.pad_token_id or 0)
-    checked = "gradients are not clipped"
-    if plan.mechanism is not None:
-        with ranks.together():
-            check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
-        checked = "clipped sums agree with single records"
-    if ranks.are_several:
-        with ranks.together():
-            check_ranks(model, engine, ranks=ranks, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
-        checked += f", {ranks.world_size} processes with one"
+    checked = _check(model, engine, ranks=ranks, pad_token_id=pad_token_id, dp=plan.mechanism is not None)
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
     run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
-    with ranks.together():
-        if ranks.is_main:
-            steps_left = plan.steps - spending.steps
-            _say_estimate(config, run, model, engine, examples, steps=steps_left, pad_token_id=pad_token_id)
     run.update(
         engine=engine.name,
         engine_reason=chosen.reason,
         num_trainable=parameters,
         num_truncated=truncated,
         device=str(device),
+        is_sharded=ranks.is_sharded,
     )
-    with ranks.together():
-        run.begin()
-        keys = _keys(config, run) if ranks.is_main else None
-        if keys is not None:
-            settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
-    shared = ranks.share(None if keys is None else keys.to_json())
-    job = Job(
-        config=config,
-        plan=plan,
-        run=run,
+    return Prepared(
         model=model,
         engine=engine,
+        tokenizer=tokenizer,
         examples=examples,
-        units=units,
-        keys=keys or StepKeys.from_json(shared),
-        spending=spending,
         pad_token_id=pad_token_id,
-        signal=_signal(config, records, engine=engine, ranks=ranks),
         ranks=ranks,
     )
-    steps = train(job)
-    engine.close()
+
+
+def _check(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, pad_token_id: int, dp: bool) -> str:
+    """Run the start-up checks and return what to say of them."""
+    said = "gradients are not clipped"
+    vocab_size = _vocab_size(model)
     with ranks.together():
-        if ranks.is_main:
-            release = _release(config, run, model, tokenizer, spending=spending)
-            run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
-            drop_state(run.state)
-            run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+        if dp:
+            check_engine(model, engine, vocab_size=vocab_size, pad_token_id=pad_token_id)
+            said = "clipped sums agree with single records"
+        if ranks.are_several:
+            check_ranks(model, engine, ranks=ranks, vocab_size=vocab_size, pad_token_id=pad_token_id)
+            said += f", {ranks.world_size} processes with one"
+    return said
 
 
 def _agree_on_everything(
@@ -192,6 +233,7 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
         "config": values,
         "data": records.fingerprint,
         "engine": engine.name,
+        "is_sharded": ranks.is_sharded,
         "device": "cpu" if ranks.device.type == "cpu" else uuid.uuid4().hex,
         "machines": ranks.gather([platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]),
         "versions": versions(),
@@ -201,24 +243,21 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
     return str(ranks.share({"signal": hashed})["signal"])
 
 
-def _say_estimate(
-    config: FinetuneConfig,
-    run: RunDirectory,
-    model: nn.Module,
-    engine: ClippingEngine,
-    examples: Sequence[Example],
-    *,
-    steps: int,
-    pad_token_id: int,
-) -> None:
+def _say_estimate(config: FinetuneConfig, run: RunDirectory, ready: Prepared, *, steps: int) -> None:
     """Time one made-up micro-batch and say how long the planned steps will take."""
-    length = max(8, round(statistics.fmean(len(example) for example in examples)))
-    rows = max(1, min(32, config.train.expected_batch_size, config.hardware.max_tokens_per_microbatch // length))
+    batch = config.train.expected_batch_size
+    length = max(8, round(statistics.fmean(len(example) for example in ready.examples)))
+    rows = max(1, min(32, batch, config.hardware.max_tokens_per_microbatch // length))
     pace = seconds_per_token(
-        model, engine, rows=rows, length=length, vocab_size=_vocab_size(model), pad_token_id=pad_token_id
+        ready.model,
+        ready.engine,
+        rows=rows,
+        length=length,
+        vocab_size=_vocab_size(ready.model),
+        pad_token_id=ready.pad_token_id,
     )
-    seconds = pace * length * config.train.expected_batch_size * max(steps, 0)
-    run.say(f"about {duration(seconds)} for {steps} steps of {config.train.expected_batch_size} records on average")
+    seconds = pace * length * batch * max(steps, 0) / ready.ranks.world_size
+    run.say(f"about {duration(seconds)} for {steps} steps of {batch} records on average")
 
 
 def _vocab_size(model: nn.Module) -> int:

@@ -84,8 +84,9 @@ def sum_clipped_gradients(
         micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
     )
     costs = [_tokens([drawn[i] for i in positions]) for positions in chosen]
-    with ranks.together():
-        for number in deal(costs, world_size=ranks.world_size)[ranks.rank]:
+    shares = deal(costs, world_size=ranks.world_size)
+    with ranks.working():
+        for number in shares[ranks.rank]:
             torch.manual_seed(dropout_seed + number)
             losses_U, norms_U = clip_units(
                 model,
@@ -98,6 +99,9 @@ def sum_clipped_gradients(
             )
             losses.append(losses_U)
             norms.append(norms_U)
+        if ranks.is_sharded:
+            missing = max(len(share) for share in shares) - len(shares[ranks.rank])
+            _keep_up(model, engine, sums, missing, pad_token_id=pad_token_id, device=device)
     ranks.add_up(sums.values())
     return _facts(losses, norms, per_sample_max_grad_norm, ranks)
 
@@ -173,6 +177,25 @@ def set_gradients(trainable: Mapping[str, nn.Parameter], sums: Mapping[str, Tens
 def zero_sums(trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return one float32 zero tensor a trainable, on its device."""
     return {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trainable.items()}
+
+
+def _keep_up(
+    model: nn.Module,
+    engine: ClippingEngine,
+    sums: Mapping[str, Tensor],
+    count: int,
+    *,
+    pad_token_id: int,
+    device: torch.device,
+) -> None:
+    """Run made-up micro-batches that are left out of the sum, so that this rank's passes are as many as the others'."""
+    made_up = Example(input_ids=(pad_token_id,) * 2, num_prompt_tokens=1, is_truncated=False)
+    for _ in range(count):
+        left_out = {name: torch.zeros_like(total) for name, total in sums.items()}
+        bound, pad = math.inf if engine.name == "plain" else 1.0, pad_token_id
+        clip_units(
+            model, engine, left_out, [[made_up]], per_sample_max_grad_norm=bound, pad_token_id=pad, device=device
+        )
 
 
 def _tokens(units: Sequence[Sequence[Example]]) -> int:
