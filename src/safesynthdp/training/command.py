@@ -3,6 +3,7 @@
 Here: the order of the stage, from the parsed config to the release. Elsewhere: each step of it.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Train one model and write down what it cost."""
     config = parse(FinetuneConfig, argv, prog="safesynthdp finetune")
+    if config.dry_run:
+        say_dry_run(config)
+        return
     from safesynthdp.training.launching import end_ranks, start_ranks
 
     ranks = start_ranks(num_processes=config.hardware.num_processes)
@@ -34,6 +38,25 @@ def main(argv: Sequence[str]) -> None:
             run.discard()  # a request that must change leaves nothing behind; work that has begun stays
             raise
     end_ranks(ranks)
+
+
+def say_dry_run(config: FinetuneConfig) -> None:
+    """Say what ``config`` would need; the records are counted, nothing is drawn, spent or written."""
+    from safesynthdp.records import load_split
+    from safesynthdp.training.dry_run import footprint, lines, meta_model
+    from safesynthdp.training.plan import make_plan
+    from safesynthdp.training.units import Units
+
+    records, hardware = load_split(config.data).train, config.hardware
+    units = Units.of(records, unit=config.privacy.unit, max_records=config.privacy.max_records_per_user)
+    plan = make_plan(config, records, num_units=len(units), noise_multiplier=None)
+    length = config.data.max_length
+    rows = max(1, min(hardware.max_tokens_per_microbatch // length, hardware.physical_batch_size or len(units)))
+    processes = hardware.num_processes or 1
+    is_sharded = hardware.sharding == "frozen_base"
+    found = footprint(meta_model(config), rows=rows, length=length, num_processes=processes, is_sharded=is_sharded)
+    for line in lines(config, plan, found, rows=rows, length=length, num_processes=processes):
+        sys.stdout.write(f"{line}\n")
 
 
 def finetune(config: FinetuneConfig, run: RunDirectory, ranks: "Ranks") -> None:
@@ -80,7 +103,7 @@ def _open_run(config: FinetuneConfig, ranks: "Ranks") -> RunDirectory:
         if ranks.is_main:
             values = to_mapping(config)
             run = RunDirectory.create(
-                config.output_dir, kind="finetune", config=values, leave_out=("output_dir", "hardware")
+                config.output_dir, kind="finetune", config=values, leave_out=("output_dir", "hardware", "dry_run")
             )
     manifest = ranks.share(None if run is None else run.manifest)
     return run or RunDirectory.follow(config.output_dir, manifest)

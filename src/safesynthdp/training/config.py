@@ -184,6 +184,9 @@ class FinetuneConfig:
     """What is learnt."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Speed and memory."""
+    dry_run: bool = False
+    """Say what the run would need (memory by part, steps, noise, epsilon, time) for hardware.num_processes processes;
+    load no weight, draw nothing, write nothing."""
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict one another."""
