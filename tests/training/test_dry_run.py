@@ -2,16 +2,19 @@
 
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from safesynthdp.cli import run as run_door
-from safesynthdp.model_config import ModelConfig
+from safesynthdp.model_config import LoraConfig, ModelConfig
 from safesynthdp.training import dry_run
 from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.command import main
+from safesynthdp.training.config import FinetuneConfig
 
 WORDS = [
     "--model.from_scratch.num_hidden_layers=2",
@@ -32,10 +35,15 @@ def words(tmp_path: Path) -> list[str]:
     return [*WORDS, f"--data.train_file={records}", f"--output_dir={tmp_path / 'run'}"]
 
 
-def shape_of(folder: Path, **sizes: int) -> ModelConfig:
+def shape_of(folder: Path, **sizes: Any) -> ModelConfig:
     """Write a config.json and nothing else: a model without weights."""
-    LlamaConfig(tie_word_embeddings=False, **sizes).save_pretrained(folder)  # type: ignore[arg-type]
+    LlamaConfig(tie_word_embeddings=False, **sizes).save_pretrained(folder)
     return ModelConfig(model_name_or_path=str(folder), dtype="bfloat16")
+
+
+def only(model: ModelConfig) -> FinetuneConfig:
+    """Return the part of a config that the model depends on."""
+    return cast(FinetuneConfig, SimpleNamespace(model=model, lora=LoraConfig(lora_r=16)))
 
 
 def test_a_dry_run_says_what_a_run_would_spend_and_writes_nothing(
@@ -74,8 +82,8 @@ def test_a_dry_run_says_what_a_run_would_spend_and_writes_nothing(
 def test_large_models_are_counted_without_their_weights_and_shards_make_them_fit(
     tmp_path: Path, name: str, sizes: dict[str, int], billions: float
 ) -> None:
-    config = _Only(shape_of(tmp_path / name, vocab_size=32000, **sizes))
-    model = dry_run.meta_model(config)  # type: ignore[arg-type]
+    config = only(shape_of(tmp_path / name, vocab_size=32000, **sizes))
+    model = dry_run.meta_model(config)
     whole = dry_run.footprint(model, rows=1, length=512, num_processes=8)
     shards = dry_run.footprint(model, rows=1, length=512, num_processes=8, is_sharded=True)
     base = whole.num_parameters - whole.num_trainable
@@ -90,19 +98,10 @@ def test_large_models_are_counted_without_their_weights_and_shards_make_them_fit
 
 def test_activations_and_clipping_grow_with_the_micro_batch_and_weights_do_not(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = dry_run.meta_model(_Only(shape_of(tmp_path / "m", vocab_size=500, **sizes)))  # type: ignore[arg-type]
+    model = dry_run.meta_model(only(shape_of(tmp_path / "m", vocab_size=500, **sizes)))
     one, four = (dry_run.footprint(model, rows=rows, length=32) for rows in (1, 4))
     assert four.activations == pytest.approx(4 * one.activations, rel=0.05)
     assert four.clipping > one.clipping
     assert (four.frozen_weights, four.trained) == (one.frozen_weights, one.trained)
     assert one.reduction == 0, "one process reduces nothing"
     assert {p.device for p in trainable_parameters(model).values()} == {torch.device("meta")}
-
-
-class _Only:
-    """The part of a FinetuneConfig that the model depends on."""
-
-    def __init__(self, model: ModelConfig) -> None:
-        from safesynthdp.model_config import LoraConfig
-
-        self.model, self.lora = model, LoraConfig(lora_r=16)
