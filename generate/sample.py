@@ -3,7 +3,7 @@
 python generate/sample.py --run runs/tiny --num_records 40 --output_dir runs/tiny-text             # CPU, seconds
 python generate/sample.py --config generate/recipes/sample.yaml --run RUN --output_dir OUT
 python generate/sample.py --run RUN --untuned --num_records 1000 --output_dir OUT                  # epsilon = 0
-accelerate launch --num_processes 1 generate/sample.py --run RUN --num_records 1000 --output_dir OUT
+accelerate launch --config_file accelerate_configs/cpu_2proc.yaml generate/sample.py --run RUN --num_records 1000 ...
 """
 
 import sys

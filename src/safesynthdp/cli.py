@@ -5,11 +5,12 @@ only when it is asked for, so that ``safesynthdp --help`` answers at once.
 """
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.errors import ConfigError, ReportedElsewhere, SafeSynthError
 
 COMMANDS = {
     "finetune": ("safesynthdp.training.command:main", "fine-tune a language model with DP-SGD"),
@@ -43,7 +44,9 @@ def entry_point() -> None:
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Call ``main(argv)`` and return the exit code: 0, 1 (failed), 2 (the request must change) or 130 (Ctrl-C).
+    """Call ``main(argv)`` and return the exit code.
+
+    0, 1 (failed), 2 (the request must change), 75 (told to end, saved, try again later) or 130 (Ctrl-C).
 
     An error is one line on stderr. ``--debug`` anywhere on the command line adds the traceback. The message of an
     unexpected exception is not printed without it, since it may carry private text.
@@ -51,11 +54,14 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         main([word for word in argv if word != "--debug"])
+    except ReportedElsewhere as error:
+        return error.exit_code
     except SafeSynthError as error:
         _complain(" ".join(str(error).split()), debug=debug)
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on where this one stopped", debug=debug)
+        if _rank() == "0":
+            _complain("interrupted; the same command goes on where this one stopped", debug=debug)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (the outermost frame of a program)
         _complain(f"{_where(error)}; --debug shows the traceback (it may contain private text)", debug=debug)
@@ -81,7 +87,12 @@ def _usage() -> str:
 def _complain(line: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.write(f"error: {line}\n" if _rank() == "0" else f"error: {line} (rank {_rank()})\n")
+
+
+def _rank() -> str:
+    """Return this process's number among those a launcher started."""
+    return os.environ.get("RANK", "0")
 
 
 def _where(error: Exception) -> str:

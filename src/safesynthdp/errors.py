@@ -11,6 +11,20 @@ class SafeSynthError(Exception):
     exit_code = 1
 
 
+class Preempted(SafeSynthError):
+    """The system asked the process to end (SIGTERM) and the work is saved. Exit code 75: try again later."""
+
+    exit_code = 75
+
+
+class ReportedElsewhere(SafeSynthError):
+    """Another process of the same run says what happened; this one ends without a word."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class UserError(SafeSynthError, ValueError):
     """The request must change. Exit code 2."""
 

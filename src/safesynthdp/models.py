@@ -17,7 +17,7 @@ from safesynthdp.runs import CHECKPOINT, LEDGER, MANIFEST, RunDirectory
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "{label}:\n"
 BUILTIN_MODELS = ("smollm2-135m",)
@@ -87,29 +87,45 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def base_model_config(config: ModelConfig) -> "PreTrainedConfig":
+    """Return the shape of the model: enough to build it without its weights."""
+    from transformers import AutoConfig, LlamaConfig
+
+    if config.from_scratch is None:
+        extra = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+        try:
+            found: PreTrainedConfig = AutoConfig.from_pretrained(
+                str(_source(config)), revision=config.revision, **extra
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _unreachable(config, error) from error
+        return found
+    shape = config.from_scratch
+    return LlamaConfig(
+        vocab_size=259,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size or 4 * shape.hidden_size,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+
+
 def load_base_model(config: ModelConfig, *, seed: int) -> "PreTrainedModel":
     """Return the model before any training; ``seed`` sets the random weights of one from scratch."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     if config.from_scratch is not None:
-        shape = config.from_scratch
+        shape = base_model_config(config)
+        assert isinstance(shape, LlamaConfig)
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=259,
-                hidden_size=shape.hidden_size,
-                num_hidden_layers=shape.num_hidden_layers,
-                num_attention_heads=shape.num_attention_heads,
-                num_key_value_heads=shape.num_attention_heads,
-                intermediate_size=shape.intermediate_size or 4 * shape.hidden_size,
-                max_position_embeddings=4096,
-                pad_token_id=0,
-                bos_token_id=None,
-                eos_token_id=1,
-                tie_word_embeddings=False,
-            )
-        )
+        return LlamaForCausalLM(shape)
     extra: dict[str, Any] = {}
     if config.attn_implementation is not None:
         extra["attn_implementation"] = config.attn_implementation

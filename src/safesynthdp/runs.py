@@ -39,6 +39,8 @@ class RunDirectory:
 
     path: Path
     manifest: dict[str, Any]
+    writes: bool = True
+    """False for a process that only works along: another one writes this directory and speaks."""
     _lock: Any = field(default=None, repr=False)
 
     @classmethod
@@ -94,6 +96,11 @@ class RunDirectory:
             raise UserError(f"{path} is the output of '{manifest['kind']}', not of '{kind}'; give the right directory")
         return cls(path=folder, manifest=manifest)
 
+    @classmethod
+    def follow(cls, output_dir: str | Path, manifest: Mapping[str, Any]) -> "RunDirectory":
+        """Return the run that another process created, for one that works along and writes and says nothing."""
+        return cls(path=Path(output_dir).resolve(), manifest=dict(manifest), writes=False)
+
     @property
     def is_finished(self) -> bool:
         """The stage ended as planned; nothing is left to do."""
@@ -122,7 +129,8 @@ class RunDirectory:
     def update(self, **facts: Any) -> None:
         """Merge ``facts`` into the manifest on disk."""
         self.manifest |= facts
-        write_json(self.path / MANIFEST, self.manifest)
+        if self.writes:
+            write_json(self.path / MANIFEST, self.manifest)
 
     def finish(self, **facts: Any) -> None:
         """Write the last facts, mark the stage as finished and let go of the lock."""
@@ -132,7 +140,7 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Take back what ``create`` wrote, as long as no work has begun; whatever else lies there stays."""
-        if self.manifest["status"] != "created":
+        if self.manifest["status"] != "created" or not self.writes:
             return
         for name in (CONFIG, MANIFEST, ".lock"):
             (self.path / name).unlink(missing_ok=True)
@@ -143,8 +151,9 @@ class RunDirectory:
 
     def say(self, line: str) -> None:
         """Write one line for people."""
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+        if self.writes:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
 
 def parent_of(run: RunDirectory, *, kind: Kind) -> RunDirectory | None:
@@ -235,13 +244,27 @@ def versions() -> dict[str, str]:
 
 
 def _lock(path: Path) -> Any:
-    """Hold an advisory lock for the life of the process; the system drops it when the process dies."""
-    handle = (path / ".lock").open("w")
+    """Hold an advisory lock for the life of the process; the system drops it when the process dies.
+
+    The file says who holds it, for the case of a network file system that does not notice a death.
+    """
+    try:
+        handle = (path / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(path / ".lock", error) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        handle.seek(0)
+        holder = " ".join(handle.read().split()) or "another process"
         handle.close()
-        raise SafeSynthError(f"output_dir={path} is in use by another process; wait for it or give another") from error
+        raise SafeSynthError(
+            f"output_dir={path} is in use by {holder}; wait for it or give another. If that process is gone (a network "
+            "file system may keep its lock), delete .lock"
+        ) from error
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+    handle.flush()
     return handle
 
 

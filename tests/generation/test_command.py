@@ -228,15 +228,6 @@ def test_a_missing_or_foreign_run_or_output_is_one_line(
     assert "another config" in refusal([f"--run={run.path}", *tail], capsys)
 
 
-def test_several_processes_are_refused_before_anything_is_written(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = [f"--run={make_run().path}", "--num_records=2", f"--output_dir={tmp_path / 'out'}"]
-    assert "--num_processes 1" in refusal(argv, capsys)
-    assert not (tmp_path / "out").exists()
-
-
 def test_adapters_are_merged_before_decoding(load: Callable[[Any], LoadedModel], fresh_model: Any) -> None:
     from peft import LoraConfig, get_peft_model
 

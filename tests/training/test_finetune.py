@@ -16,6 +16,7 @@ from safesynthdp.privacy.ledger import Ledger, recompute_all
 from safesynthdp.records import read_records
 from safesynthdp.training import session
 from safesynthdp.training.command import main
+from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.step import add_noise, sum_clipped_gradients
 from safesynthdp.training.units import Units
 
@@ -155,7 +156,9 @@ def test_steps_lost_under_other_code_or_on_another_device_are_never_replayed_wit
     unpatched = session._signal
     if changed == "device":
         monkeypatch.setattr(
-            session, "_signal", lambda *args, **kwargs: unpatched(*args, **kwargs | {"device": torch.device("cuda")})
+            session,
+            "_signal",
+            lambda *args, **kwargs: unpatched(*args, **kwargs | {"ranks": Ranks(device=torch.device("cuda"))}),
         )
     else:
         monkeypatch.setattr(session, changed, lambda: {"transformers": "another"})
@@ -348,16 +351,6 @@ def test_a_run_without_its_state_is_not_resumed(
     (tmp_path / "run/state/latest.json").unlink()
     assert run_door(main, arguments(tmp_path / "run")) == LedgerMismatch.exit_code
     assert "the ledger counts 4 steps" in capsys.readouterr().err
-
-
-def test_several_processes_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two:
-        num_processes = 2
-        device = torch.device("cpu")
-
-    monkeypatch.setattr(session, "Accelerator", lambda **_: Two())
-    with pytest.raises(ValueError, match="num_processes=2"):
-        session.one_device()
 
 
 def _dies_at(step: int, unpatched: Callable[..., Any]) -> Callable[..., Any]:

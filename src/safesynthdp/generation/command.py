@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from safesynthdp.generation.labels import LabelShares
     from safesynthdp.generation.texts import SampledText
     from safesynthdp.privacy.ledger import Ledger
+    from safesynthdp.training.ranks import Ranks
 
 _FREE_TO_DIFFER = ("output_dir", "run", "batch_size")
 
@@ -35,8 +37,16 @@ def sample(config: SampleConfig) -> RunDirectory:
         UserError: If the run cannot be sampled, or ``output_dir`` holds something else.
     """
     from safesynthdp.generation.labels import read_shares
+    from safesynthdp.training.launching import end_ranks, start_ranks
 
-    refuse_several_processes()
+    ranks = start_ranks()
+    if config.output is not None and ranks.are_several:
+        raise ranks.on_main(
+            ConfigError(
+                f"num_processes={ranks.world_size}: an output mechanism draws in one process; launch with "
+                "--num_processes 1"
+            )
+        )
     source = RunDirectory.open(config.run, kind="finetune")
     labels = source.manifest.get("data", {}).get("label_set")
     if not labels:
@@ -44,57 +54,105 @@ def sample(config: SampleConfig) -> RunDirectory:
     shares = read_shares(source, labels, choice=config.labels, untuned=config.untuned)
     ledger = _ledger(config, source, shares)
     settings = to_mapping(config) | {"run": str(source.path)}
-    run = RunDirectory.create(
-        config.output_dir, kind="sample", config=settings, parents=[source], leave_out=_FREE_TO_DIFFER
-    )
-    _refuse_another_model(config, source, run)
-    if config.output is not None:
-        from safesynthdp.generation.output_release import claim_batch
+    opened = None
+    with ranks.together():
+        if ranks.is_main:
+            opened = RunDirectory.create(
+                config.output_dir, kind="sample", config=settings, parents=[source], leave_out=_FREE_TO_DIFFER
+            )
+            _refuse_another_model(config, source, opened)
+            if config.output is not None:
+                from safesynthdp.generation.output_release import claim_batch
 
-        claim_batch(source, run, ledger)
+                claim_batch(source, opened, ledger)
+    manifest = ranks.share(None if opened is None else opened.manifest)
+    run = opened or RunDirectory.follow(config.output_dir, manifest)
+    ranks.agree("the run's weights", {} if config.untuned or not ranks.are_several else _digests(source))
     if run.is_finished:
         run.say(f"{run.path} is finished already, with this config; nothing to do")
         return run
     if not source.is_finished and not config.untuned:
         run.say(f"{source.path} is not finished: sampling the weights it has released so far")
-    _draw(config, source, run, shares, ledger)
+    _draw(config, source, run, shares, ledger, ranks)
+    end_ranks(ranks)
     return run
 
 
 def _draw(
-    config: SampleConfig, source: RunDirectory, run: RunDirectory, shares: "LabelShares", ledger: "Ledger"
+    config: SampleConfig,
+    source: RunDirectory,
+    run: RunDirectory,
+    shares: "LabelShares",
+    ledger: "Ledger",
+    ranks: "Ranks",
 ) -> None:
-    from safesynthdp.generation.files import drop_parts, load_parts, save_part, write_tables
+    from safesynthdp.generation.files import load_parts, save_part
     from safesynthdp.generation.labels import plan_labels
-    from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model, sample_texts
+    from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model
+    from safesynthdp.generation.sharding import sample_on_ranks
     from safesynthdp.models import load_run_model
     from safesynthdp.progress import duration, progress
 
-    loaded = load_run_model(source, untuned=config.untuned)
-    model = ready_model(loaded, dtype=config.dtype)
+    with ranks.together(), ranks.first():
+        loaded = load_run_model(source, untuned=config.untuned)
+        model = ready_model(loaded, dtype=config.dtype)
     plan = plan_labels(shares, config.num_records, seed=config.seed)
     rows = plan_rows(loaded, plan, max_new_tokens=config.max_new_tokens)
-    texts = load_parts(run)
-    left = missing_rows(rows, texts)
+    with ranks.together():
+        texts = load_parts(run) if ranks.is_main else {}
+        run.begin()
+    left = missing_rows(rows, ranks.share({"done": list(texts)})["done"])
     if texts:
         run.say(f"{len(texts)} texts are there already, {len(left)} are left")
-    run.begin()
-    longest = longest_seconds(model, left, batch_size=config.batch_size)
-    run.say(
-        f"drawing {len(left)} texts for {len(shares.labels)} labels (shares: {shares.source}), each of at most "
-        f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
-    )
-    began = time.monotonic()
-    with progress("sampling", total=len(left), unit="texts") as advance:
-        drawn = (sample_texts if config.output is None else _under_noise(config, source, run))(
-            model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part)
+    if ranks.is_main:
+        longest = longest_seconds(model, left, batch_size=config.batch_size) / ranks.world_size
+        run.say(
+            f"drawing {len(left)} texts for {len(shares.labels)} labels (shares: {shares.source}), each of at most "
+            f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
         )
+    began = time.monotonic()
+    with progress("sampling", total=len(left), unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
+        if config.output is not None:
+            under_noise = _under_noise(config, source, run)
+            drawn = under_noise(model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part))
+        else:
+            drawn = sample_on_ranks(
+                model,
+                loaded,
+                left,
+                config,
+                ranks=ranks,
+                advance=advance,
+                keep=lambda part: save_part(run, part) if ranks.is_main else None,
+            )
     seconds = time.monotonic() - began
-    texts |= drawn
+    with ranks.together():
+        if ranks.is_main:
+            _write(config, run, texts | drawn, plan, shares, ledger, seconds=seconds, num_drawn=len(drawn))
+
+
+def _silent(_: int) -> None:
+    """Only rank 0 shows progress."""
+
+
+def _write(
+    config: SampleConfig,
+    run: RunDirectory,
+    texts: "dict[int, SampledText]",
+    plan: Sequence[str],
+    shares: "LabelShares",
+    ledger: "Ledger",
+    *,
+    seconds: float,
+    num_drawn: int,
+) -> None:
+    """Write the ledger, then the text that it prices."""
+    from safesynthdp.generation.files import drop_parts, write_tables
+
     ledger.write(run.path / LEDGER)
     write_tables(run, texts, plan, with_csv=config.csv)
-    facts = _facts(config, plan, shares, list(texts.values()))
-    run.finish(**facts, seconds=round(seconds, 2), texts_per_second=round(len(drawn) / max(seconds, 1e-3), 2))
+    facts = _facts(config, plan, shares, [texts[number] for number in sorted(texts)])
+    run.finish(**facts, seconds=round(seconds, 2), texts_per_second=round(num_drawn / max(seconds, 1e-3), 2))
     drop_parts(run)
     if config.output is not None:
         from safesynthdp.generation.output_sampling import drop_key
@@ -192,11 +250,11 @@ def _digests(source: RunDirectory) -> dict[str, str]:
 
 
 def refuse_several_processes() -> None:
-    """One process draws everything.
+    """Private prediction draws everything in one process.
 
     Raises:
         ConfigError: If a launcher started several.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != 1:
-        raise ConfigError(f"num_processes={processes}: sampling runs on one process; launch with --num_processes 1")
+        raise ConfigError(f"num_processes={processes}: prediction runs on one process; launch with --num_processes 1")

@@ -184,6 +184,10 @@ class BookkeepingTape:
                 found.drop(broken_U)
             found.add_into(total, factors_U)
 
+    def found(self) -> Mapping[str, LayerGradient]:
+        """Return what is held of each trainable until the factors are known."""
+        return self._found
+
     def missing(self) -> str:
         """Name a trainable that has not been reached; '' for none."""
         return next((name for name in self._trainable if name not in self._squares), "")

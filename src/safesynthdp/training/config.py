@@ -148,6 +148,11 @@ class HardwareConfig:
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    sharding: Literal["auto", "none", "frozen_base"] = "auto"
+    """'frozen_base' shards what is not trained over the processes (FSDP2; LoRA only), 'none' keeps the whole model on
+    each; 'auto' = frozen_base when launched with an FSDP config (accelerate_configs/fsdp2.yaml), else none."""
+    num_processes: int | None = None
+    """Processes this run must find itself with, else it stops before it reads anything; null = as many as launched."""
 
     def __post_init__(self) -> None:
         """Refuse sizes without a meaning."""
@@ -157,6 +162,8 @@ class HardwareConfig:
             )
         if self.physical_batch_size is not None and self.physical_batch_size < 1:
             raise ConfigError(f"hardware.physical_batch_size={self.physical_batch_size}: give a whole number above 0")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ConfigError(f"hardware.num_processes={self.num_processes}: give a whole number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +184,9 @@ class FinetuneConfig:
     """What is learnt."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Speed and memory."""
+    dry_run: bool = False
+    """Say what the run would need (memory by part, steps, noise, epsilon, time) for hardware.num_processes processes;
+    load no weight, draw nothing, write nothing."""
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict one another."""

@@ -115,6 +115,8 @@ class Lookup:
 
     def squares(self) -> Tensor:
         """See ``LayerGradient.squares``: tokens of equal id are added first, unit by unit."""
+        if self.ids_US.is_meta:
+            return self.grads_USd.new_zeros(len(self.ids_US))  # a dry run: there are no values, only sizes
         units, width = self.ids_US.shape[0], int(self.ids_US.max()) + 1
         owner_U1 = torch.arange(units, device=self.ids_US.device)[:, None]
         seen, place_US = torch.unique(self.ids_US + owner_U1 * width, return_inverse=True)

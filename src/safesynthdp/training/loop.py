@@ -11,17 +11,18 @@ Guarantee:
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from safesynthdp.errors import LedgerMismatch, SafeSynthError
+from safesynthdp.errors import LedgerMismatch, Preempted, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import progress
 from safesynthdp.runs import RunDirectory
@@ -29,13 +30,15 @@ from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig, TrainConfig
 from safesynthdp.training.examples import Example
 from safesynthdp.training.plan import PrivacyPlan
+from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.state import Clock, load_clock, load_state, save_state
+from safesynthdp.training.state import Clock, fill_state, find_state, save_state
 from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_clipped_gradients, zero_sums
 from safesynthdp.training.units import Units
 
 METRICS = "metrics.jsonl"
 SHOWS_IN_FLOAT32 = 1e-6  # AdamW moves a weight by about the learning rate; ulp(1) / 2 is 6e-8
+ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its children got from the terminal already
 DROPOUT_STRIDE = 1_000_003  # more micro-batches than any step has
 
 
@@ -54,6 +57,7 @@ class Job:
     spending: Spending
     pad_token_id: int
     signal: str
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def train(job: Job) -> int:
@@ -61,15 +65,18 @@ def train(job: Job) -> int:
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once the current step is finished and saved.
+        Preempted: The same after SIGTERM.
     """
+    ranks = job.ranks
     trainable = trainable_parameters(job.model)
     optimizer, scheduler = _optimizer(trainable, job.config.train, steps=job.plan.steps)
-    clock = _start(job)
-    if clock.step:
-        load_state(job.run.state, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
+    clock = _start(job, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
 
     def save(now: Clock) -> None:
-        save_state(job.run.state, clock=now, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
+        ranks.agree("the trained weights", digest(trainable) if ranks.are_several else "")
+        with ranks.together():
+            if ranks.is_main:
+                save_state(job.run.state, clock=now, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
 
     save(clock)
     keys = job.keys.derive(clock.incarnation)
@@ -77,25 +84,35 @@ def train(job: Job) -> int:
     last = job.plan.steps - clock.abandoned
     check = _MovesCheck(trainable) if job.plan.mechanism is not None and clock.step == 0 else None
     job.model.train()
-    with _interruptible() as interrupted, progress("training", total=job.plan.steps, unit="steps") as advance:
+    with _interruptible(ranks) as interrupted, _progress(job) as advance:
         advance(min(clock.step, job.plan.steps))
         for step in range(clock.step, last):
             began = time.monotonic()
-            job.spending.charge(clock.abandoned + step + 1)
+            with ranks.together():
+                job.spending.charge(clock.abandoned + step + 1)
             facts = _one_step(job, sums, step=step, keys=keys)
-            set_gradients(trainable, sums, divisor=job.config.train.expected_batch_size)
-            optimizer.step()
-            check = check and check.after(optimizer)
-            scheduler.step()
-            clock = replace(clock, step=step + 1)
-            if clock.step % job.config.train.logging_steps == 0:
-                _log(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
-            if interrupted() or clock.step % job.config.train.save_steps == 0 or clock.step == last:
+            with ranks.together():
+                set_gradients(trainable, sums, divisor=job.config.train.expected_batch_size)
+                optimizer.step()
+                check = check and check.after(optimizer)
+                scheduler.step()
+                clock = replace(clock, step=step + 1)
+                if ranks.is_main and clock.step % job.config.train.logging_steps == 0:
+                    _log(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
+            stop = interrupted()
+            if stop or clock.step % job.config.train.save_steps == 0 or clock.step == last:
                 save(clock)
-            if interrupted():
-                raise KeyboardInterrupt
+            if stop is not None and clock.step < last:
+                raise stop
             advance(1)
     return clock.step
+
+
+def _progress(job: Job) -> AbstractContextManager[Callable[[int], None]]:
+    """Rank 0 shows it."""
+    if job.ranks.is_main:
+        return progress("training", total=job.plan.steps, unit="steps")
+    return nullcontext(lambda _: None)
 
 
 class _MovesCheck:
@@ -133,28 +150,63 @@ def _one_step(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepK
         hardware=job.config.hardware,
         pad_token_id=job.pad_token_id,
         dropout_seed=(job.config.train.seed * 7919 + step) * DROPOUT_STRIDE % 2**63,
+        ranks=job.ranks,
     )
     if job.plan.mechanism is not None:
-        generator = job.config.privacy.noise_generator
-        add_noise(sums, mechanism=job.plan.mechanism, keys=keys, step=step, generator=generator)
+        _noise_once(job, sums, step=step, keys=keys)
     return facts
 
 
-def _start(job: Job) -> Clock:
-    """Return the clock to go on from; where a replay would not be bit-identical the lost steps stay counted."""
-    clock = load_clock(job.run.state)
-    if clock is None:
-        if job.spending.steps:
-            raise LedgerMismatch(
-                f"resume: the ledger counts {job.spending.steps} steps and {job.run.state} holds none; start another "
-                "run in a new output_dir"
-            )
+def _noise_once(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepKeys) -> None:
+    """Add the noise of a step to the sum over all ranks.
+
+    Guarantee:
+        Every rank adds the same keyed noise to the same total, after the reduction: once, whatever their number. The
+        noise of a device differs from one device to another, so rank 0 draws it and sends the noisy sums.
+    """
+    mechanism, generator = job.plan.mechanism, job.config.privacy.noise_generator
+    assert mechanism is not None
+    is_sent = generator == "device" and job.ranks.are_several
+    with job.ranks.together():
+        if job.ranks.is_main or not is_sent:
+            add_noise(sums, mechanism=mechanism, keys=keys, step=step, generator=generator)
+    if is_sent:
+        job.ranks.spread(sums.values())
+
+
+def _start(
+    job: Job,
+    *,
+    trainable: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> Clock:
+    """Restore what rank 0 finds on its disk, on every rank, and return the clock to go on from.
+
+    Where a replay would not be bit-identical the lost steps stay counted and the keys are fresh.
+    """
+    found = None
+    with job.ranks.together():
+        if job.ranks.is_main:
+            found = find_state(job.run.state)
+            if found is None and job.spending.steps:
+                raise LedgerMismatch(
+                    f"resume: the ledger counts {job.spending.steps} steps and {job.run.state} holds none; start "
+                    "another run in a new output_dir"
+                )
+    facts = job.ranks.share({} if found is None else found.facts)
+    if not facts:
         return Clock(step=0, incarnation=0, abandoned=0, signal=job.signal)
-    if clock.signal == job.signal:
+    clock, used = Clock(**facts["clock"]), int(facts["incarnations_used"])
+    tensors = job.ranks.share_bytes(b"" if found is None else found.tensors)
+    with job.ranks.together():
+        if clock.step:
+            fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
+    if clock.signal == job.signal and facts["is_newest"]:
         return clock
     return Clock(
         step=clock.step,
-        incarnation=clock.incarnation + 1,
+        incarnation=used + 1,
         abandoned=max(job.spending.steps - clock.step, clock.abandoned),
         signal=job.signal,
     )
@@ -189,23 +241,31 @@ def _log(path: Path, facts: StepFacts, *, step: int, seconds: float) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a request that is answered at the end of the step; the second one is immediate."""
-    asked = False
+def _interruptible(ranks: Ranks) -> Iterator[Callable[[], BaseException | None]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that all ranks answer at the end of the same step.
+
+    Yields a call that returns what to raise, or None. A second Ctrl-C, not the launcher's echo of the first, is
+    immediate.
+    """
+    asked = dict[int, float]()
 
     def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        del number, frame
-        if asked:
+        del frame
+        first = asked.setdefault(number, time.monotonic())
+        if number == signal.SIGINT and time.monotonic() - first > ECHO_SECONDS:
             raise KeyboardInterrupt
-        asked = True
 
+    def answer() -> BaseException | None:
+        stops, ends = ranks.total([signal.SIGINT in asked, signal.SIGTERM in asked])
+        if ends:
+            return ranks.on_main(Preempted("told to end (SIGTERM): the state is saved; the same command goes on"))
+        return KeyboardInterrupt() if stops else None
+
+    before = dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():  # signals never arrive elsewhere
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: Ctrl-C never arrives here
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
+        yield answer
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -66,28 +66,47 @@ def make_plan(
         ConfigError: If the batch is larger than the data, or no noise meets the target.
         BudgetExhausted: If not even one step fits.
     """
+    privacy = config.privacy
+    known = noise_multiplier or privacy.noise_multiplier
+    plan = _unpriced_plan(config, records, num_units=num_units, noise_multiplier=known or 1.0, steps=None)
+    if not plan.is_private:
+        return plan
+    sampler = _within_budget(plan.sampler, plan.histogram, privacy, is_noise_known=known is not None)
+    return dataclasses.replace(plan, sampler=sampler)
+
+
+def same_plan(
+    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float, steps: int
+) -> PrivacyPlan:
+    """Return the plan that another rank of this run settled and priced."""
+    return _unpriced_plan(config, records, num_units=num_units, noise_multiplier=noise_multiplier, steps=steps)
+
+
+def _unpriced_plan(
+    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float, steps: int | None
+) -> PrivacyPlan:
     batch, privacy = config.train.expected_batch_size, config.privacy
     if batch > num_units:
         raise ConfigError(
             f"train.expected_batch_size={batch} is above the {num_units} {privacy.unit}s to train on; lower it"
         )
-    steps = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
+    asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
     sampler = DPSGDMechanism(
         num_records=num_units,
         expected_batch_size=batch,
-        noise_multiplier=noise_multiplier or privacy.noise_multiplier or 1.0,
-        steps=steps,
+        noise_multiplier=noise_multiplier,
+        steps=asked if steps is None else steps,
         per_sample_max_grad_norm=privacy.per_sample_max_grad_norm,
         accountant=privacy.accountant,
         adjacency=privacy.adjacency,
     )
     is_private = privacy.mode == "dp"
-    histogram = _histogram(privacy) if is_private else None
-    if is_private:
-        is_noise_known = noise_multiplier is not None or privacy.noise_multiplier is not None
-        sampler = _within_budget(sampler, histogram, privacy, is_noise_known=is_noise_known)
-    not_covered = _not_covered(privacy, records)
-    return PrivacyPlan(sampler=sampler, is_private=is_private, histogram=histogram, not_covered=not_covered)
+    return PrivacyPlan(
+        sampler=sampler,
+        is_private=is_private,
+        histogram=_histogram(privacy) if is_private else None,
+        not_covered=_not_covered(privacy, records),
+    )
 
 
 def _within_budget(

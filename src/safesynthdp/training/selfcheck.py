@@ -13,11 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from safesynthdp.errors import UnsupportedLayer
+from safesynthdp.errors import SafeSynthError, UnsupportedLayer
 from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows, trainable_parameters
+from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses
-from safesynthdp.training.step import clip_units, zero_sums
+from safesynthdp.training.ranks import Ranks
+from safesynthdp.training.step import clip_units, sum_clipped_gradients, zero_sums
 
 FLOAT32_TOLERANCE = 1e-3
 BFLOAT16_TOLERANCE = 2e-2
@@ -45,6 +47,40 @@ def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, p
         check.one_record_stays_within(made[1], float(_norm(singles[1])) / 2)
         check.rows_do_not_interact(made, bound)
         check.not_finite_adds_nothing(made, singles, bound)
+
+
+def check_ranks(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, vocab_size: int, pad_token_id: int) -> None:
+    """Compare the sum over all ranks with that of one process, for a draw of all records, of one, and of none.
+
+    Raises:
+        SafeSynthError: If the ranks together add up something else.
+    """
+    if not ranks.are_several:
+        return
+    trainable = trainable_parameters(model)
+    with _as_if_trained(model) as generator:
+        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id, generator=generator)
+        for drawn in (made * ranks.world_size, made[:1], []):
+            alone, together = zero_sums(trainable), zero_sums(trainable)
+            for sums, who in ((alone, Ranks()), (together, ranks)):
+                sum_clipped_gradients(
+                    model,
+                    engine,
+                    sums,
+                    [[example] for example in drawn],
+                    per_sample_max_grad_norm=math.inf if engine.name == "plain" else 1.0,
+                    hardware=HardwareConfig(physical_batch_size=2),
+                    pad_token_id=pad_token_id,
+                    dropout_seed=0,
+                    ranks=who,
+                )
+            for name, total in together.items():
+                error, size = float((total - alone[name]).norm()), float(alone[name].norm())
+                if not error <= FLOAT32_TOLERANCE * size:
+                    raise SafeSynthError(
+                        f"{name}: {ranks.world_size} processes add up another gradient than one does; run on one "
+                        "process, or check that all machines and devices are alike"
+                    )
 
 
 class _Check:

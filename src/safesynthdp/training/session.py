@@ -3,6 +3,7 @@
 Here: what needs torch. Elsewhere: the plan made before (command.py) and the loop itself (loop.py).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,10 +12,10 @@ import statistics
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from safesynthdp.config import to_mapping
@@ -40,10 +41,12 @@ from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.engines import Chosen, choose_engine
 from safesynthdp.training.examples import Example, encode
+from safesynthdp.training.frozen_shards import shard_frozen, wants_shards
 from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
-from safesynthdp.training.selfcheck import check_engine, seconds_per_token
+from safesynthdp.training.ranks import Ranks, digest
+from safesynthdp.training.selfcheck import check_engine, check_ranks, seconds_per_token
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
 from safesynthdp.training.units import Units
@@ -51,77 +54,143 @@ from safesynthdp.training.units import Units
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FROZEN_SAMPLE = 4096  # elements of each frozen tensor that are compared: another revision differs in most of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What the steps need of this process, checked."""
+
+    model: nn.Module
+    engine: ClippingEngine
+    tokenizer: "PreTrainedTokenizerBase"
+    examples: Sequence[Example]
+    pad_token_id: int
+    ranks: Ranks
+
 
 def run_session(
-    config: FinetuneConfig, run: RunDirectory, records: Records, *, units: Units, plan: PrivacyPlan, spending: Spending
+    config: FinetuneConfig,
+    run: RunDirectory,
+    records: Records,
+    *,
+    units: Units,
+    plan: PrivacyPlan,
+    spending: Spending,
+    ranks: Ranks,
 ) -> None:
-    """Train the planned steps in ``run`` and write the release and its price."""
+    """Train the planned steps in ``run`` and write the release and its price; rank 0 alone writes."""
     began = time.monotonic()
     quiet()
-    device = one_device()
+    ready = _prepare(config, run, records, plan=plan, ranks=ranks)
+    ranks = ready.ranks
+    with ranks.together():
+        if ranks.is_main or ranks.is_sharded:
+            _say_estimate(config, run, ready, steps=plan.steps - spending.steps)
+    with ranks.together():
+        run.begin()
+        keys = _keys(config, run) if ranks.is_main else None
+        if keys is not None:
+            settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+    shared = ranks.share(None if keys is None else keys.to_json())
+    job = Job(
+        config=config,
+        plan=plan,
+        run=run,
+        model=ready.model,
+        engine=ready.engine,
+        examples=ready.examples,
+        units=units,
+        keys=keys or StepKeys.from_json(shared),
+        spending=spending,
+        pad_token_id=ready.pad_token_id,
+        signal=_signal(config, records, engine=ready.engine, ranks=ranks),
+        ranks=ranks,
+    )
+    steps = train(job)
+    ready.engine.close()
+    with ranks.together():
+        if ranks.is_main:
+            release = _release(config, run, ready.model, ready.tokenizer, spending=spending)
+            run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
+            drop_state(run.state)
+            run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+
+
+def _prepare(
+    config: FinetuneConfig, run: RunDirectory, records: Records, *, plan: PrivacyPlan, ranks: Ranks
+) -> Prepared:
+    """Load, share out, and check the engine on this very model before anything private is touched."""
+    device = ranks.device
     if config.privacy.noise_generator == "device" and device.type == "cpu":
         raise ConfigError("privacy.noise_generator=device: the model is on the CPU, where it is weaker; use keyed")
-    tokenizer = load_tokenizer(config.model)
-    template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
-    examples = encode(
-        records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
-    )
+    with ranks.together(), ranks.first():
+        tokenizer = load_tokenizer(config.model)  # fetches and converts a builtin model
+    with ranks.together():
+        template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
+        examples = encode(
+            records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
+        )
+        model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
+    engine = chosen.engine
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
-    model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
-    engine = chosen.engine
+    _agree_on_everything(ranks, model, examples, engine=engine)
+    if wants_shards(config.hardware.sharding, ranks):
+        shard_frozen(model, ranks, engine=engine.name, checkpointing=config.hardware.gradient_checkpointing)
+        ranks = dataclasses.replace(ranks, is_sharded=True)
+        run.say(f"the frozen base is sharded over {ranks.world_size} processes")
     pad_token_id = token_id(tokenizer.pad_token_id or 0)
-    checked = "gradients are not clipped"
-    if plan.mechanism is not None:
-        check_engine(model, engine, vocab_size=_vocab_size(model), pad_token_id=pad_token_id)
-        checked = "clipped sums agree with single records"
+    checked = _check(model, engine, ranks=ranks, pad_token_id=pad_token_id, dp=plan.mechanism is not None)
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
     run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
-    _say_estimate(config, run, model, engine, examples, steps=plan.steps - spending.steps, pad_token_id=pad_token_id)
     run.update(
         engine=engine.name,
         engine_reason=chosen.reason,
         num_trainable=parameters,
         num_truncated=truncated,
         device=str(device),
+        is_sharded=ranks.is_sharded,
     )
-    run.begin()
-    keys = _keys(config, run)
-    settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
-    job = Job(
-        config=config,
-        plan=plan,
-        run=run,
+    return Prepared(
         model=model,
         engine=engine,
+        tokenizer=tokenizer,
         examples=examples,
-        units=units,
-        keys=keys,
-        spending=spending,
         pad_token_id=pad_token_id,
-        signal=_signal(config, records, engine=engine, device=device),
+        ranks=ranks,
     )
-    steps = train(job)
-    engine.close()
-    release = _release(config, run, model, tokenizer, spending=spending)
-    run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
-    drop_state(run.state)
-    run.say(f"{_sentence(release, plan, config)} -> {run.path}")
 
 
-def one_device() -> torch.device:
-    """Return the device accelerate gives this process.
+def _check(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, pad_token_id: int, dp: bool) -> str:
+    """Run the start-up checks and return what to say of them."""
+    said = "gradients are not clipped"
+    vocab_size = _vocab_size(model)
+    with ranks.together():
+        if dp:
+            check_engine(model, engine, vocab_size=vocab_size, pad_token_id=pad_token_id)
+            said = "clipped sums agree with single records"
+        if ranks.are_several:
+            check_ranks(model, engine, ranks=ranks, vocab_size=vocab_size, pad_token_id=pad_token_id)
+            said += f", {ranks.world_size} processes with one"
+    return said
 
-    Raises:
-        ConfigError: If several processes were launched, which this version does not train on.
-    """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    if accelerator.num_processes != 1:
-        raise ConfigError(
-            f"num_processes={accelerator.num_processes}: training runs on one process; launch with --num_processes 1"
-        )
-    return torch.device(accelerator.device)
+
+def _agree_on_everything(
+    ranks: Ranks, model: nn.Module, examples: Sequence[Example], *, engine: ClippingEngine
+) -> None:
+    """Refuse ranks that would compute different things, and start them all from rank 0's trainables."""
+    if not ranks.are_several:
+        return
+    tokens = hashlib.sha256(str([(e.input_ids, e.num_prompt_tokens) for e in examples]).encode()).hexdigest()
+    ranks.agree("the installed code", [versions(), commit()])
+    ranks.agree("data: the tokens of the records", tokens)
+    ranks.agree("hardware.clipping_engine", engine.name)
+    trainable = trainable_parameters(model)
+    frozen = {name: p for name, p in model.named_parameters() if name not in trainable}
+    ranks.agree("model: the frozen weights", digest(frozen, most=FROZEN_SAMPLE))
+    ranks.spread([parameter.data for parameter in trainable.values()])
 
 
 def _model_and_engine(
@@ -154,11 +223,11 @@ def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
     return keys
 
 
-def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, device: torch.device) -> str:
+def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, ranks: Ranks) -> str:
     """Hash all that shapes the sum of a step, so that a replay is known to be the same release.
 
     Only a CPU adds in the same order every time. On any other device the hash is new in each process: a resumed run
-    then takes fresh keys and its lost steps stay counted.
+    then takes fresh keys and its lost steps stay counted. So it does on another number of processes.
     """
     values = to_mapping(config)
     values.pop("output_dir")
@@ -166,33 +235,31 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
         "config": values,
         "data": records.fingerprint,
         "engine": engine.name,
-        "device": "cpu" if device.type == "cpu" else uuid.uuid4().hex,
-        "machine": [platform.node(), platform.machine(), os.cpu_count()],
+        "is_sharded": ranks.is_sharded,
+        "device": "cpu" if ranks.device.type == "cpu" else uuid.uuid4().hex,
+        "machines": ranks.gather([platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]),
         "versions": versions(),
         "commit": commit(),
-        "threads": torch.get_num_threads(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return str(ranks.share({"signal": hashed})["signal"])
 
 
-def _say_estimate(
-    config: FinetuneConfig,
-    run: RunDirectory,
-    model: nn.Module,
-    engine: ClippingEngine,
-    examples: Sequence[Example],
-    *,
-    steps: int,
-    pad_token_id: int,
-) -> None:
+def _say_estimate(config: FinetuneConfig, run: RunDirectory, ready: Prepared, *, steps: int) -> None:
     """Time one made-up micro-batch and say how long the planned steps will take."""
-    length = max(8, round(statistics.fmean(len(example) for example in examples)))
-    rows = max(1, min(32, config.train.expected_batch_size, config.hardware.max_tokens_per_microbatch // length))
+    batch = config.train.expected_batch_size
+    length = max(8, round(statistics.fmean(len(example) for example in ready.examples)))
+    rows = max(1, min(32, batch, config.hardware.max_tokens_per_microbatch // length))
     pace = seconds_per_token(
-        model, engine, rows=rows, length=length, vocab_size=_vocab_size(model), pad_token_id=pad_token_id
+        ready.model,
+        ready.engine,
+        rows=rows,
+        length=length,
+        vocab_size=_vocab_size(ready.model),
+        pad_token_id=ready.pad_token_id,
     )
-    seconds = pace * length * config.train.expected_batch_size * max(steps, 0)
-    run.say(f"about {duration(seconds)} for {steps} steps of {config.train.expected_batch_size} records on average")
+    seconds = pace * length * batch * max(steps, 0) / ready.ranks.world_size
+    run.say(f"about {duration(seconds)} for {steps} steps of {batch} records on average")
 
 
 def _vocab_size(model: nn.Module) -> int:

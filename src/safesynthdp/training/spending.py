@@ -23,14 +23,15 @@ HISTOGRAM = "label_histogram"
 class Spending:
     """The ledger file of a run, rewritten whole at every step."""
 
-    path: Path
+    path: Path | None
+    """None on a rank that only follows: rank 0 writes, and the others wait for it before they draw."""
     ledger: Ledger
     plan: PrivacyPlan
     delta: float
 
     @classmethod
     def open(
-        cls, path: Path, *, plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], seeded: bool
+        cls, path: Path | None, *, plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], seeded: bool
     ) -> "Spending":
         """Read the ledger of a run that goes on, or begin one; nothing is spent yet.
 
@@ -39,7 +40,7 @@ class Spending:
                 names the field.
         """
         begun = _begin(plan, privacy, data, seeded=seeded)
-        if path.is_file():
+        if path is not None and path.is_file():
             found = Ledger.read(path)
             _refuse_drift(found, begun)
             begun = found
@@ -56,7 +57,7 @@ class Spending:
             return
         entry = self.ledger.entry(TRAINING)
         self.ledger = self.ledger.replace_entry(entry.with_mechanism({**entry.mechanism, "steps": steps}))
-        self.ledger.write(self.path)
+        self._write()
 
     def charge_histogram(self) -> None:
         """Count the label histogram on disk before it is drawn."""
@@ -73,7 +74,7 @@ class Spending:
             parents=(),
         )
         self.ledger = self.ledger.with_entry(entry)
-        self.ledger.write(self.path)
+        self._write()
 
     def close(self) -> Release:
         """Write what the run releases, composed over everything it spent, and return the release of the weights.
@@ -97,8 +98,12 @@ class Spending:
                 not_covered=self.plan.not_covered,
             )
             self.ledger = self.ledger.with_release(release)
-        self.ledger.write(self.path)
+        self._write()
         return next(release for release in self.ledger.releases if release.artifact == "weights")
+
+    def _write(self) -> None:
+        if self.path is not None:
+            self.ledger.write(self.path)
 
 
 def _begin(plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], *, seeded: bool) -> Ledger:

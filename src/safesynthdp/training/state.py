@@ -1,19 +1,21 @@
 """What a run needs to go on: trainables, optimizer, clock and keys, in ``state/`` (0700, never released).
 
-Here: save and load, whole or not at all. Elsewhere: the ledger, which alone says what was spent; loop.py decides what
-a resumed run may replay. Tensors are safetensors, facts JSON.
+Here: save and load, whole or not at all: the newest state and the one before it. Elsewhere: the ledger, which alone
+says what was spent; loop.py decides what a resumed run may replay. Tensors are safetensors, facts JSON.
 """
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from safesynthdp.errors import LedgerMismatch
@@ -22,6 +24,7 @@ from safesynthdp.privacy.storage import disk_error, make_private_directory, sync
 
 KEYS = "keys.json"
 LATEST = "latest.json"
+TENSORS = "tensors.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +67,20 @@ def save_state(
 ) -> None:
     """Write a folder for this step, then point ``latest.json`` at it, then drop the older ones."""
     name = f"step-{clock.step:08d}-{clock.incarnation}"
+    newest = _latest_name(state)
+    if newest == name:
+        return  # this very process, or the one before it, wrote it: the same bits
     unfinished = state / f".{name}.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in state.glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     make_private_directory(unfinished)
     try:
         tensors = {f"trainable.{k}": v.detach().cpu().contiguous() for k, v in trainable.items()}
         moments, counts = _optimizer_tensors(optimizer)
-        save_file(tensors | moments, unfinished / "tensors.safetensors")
+        save_file(tensors | moments, unfinished / TENSORS)
         schedule = {k: v for k, v in scheduler.state_dict().items() if not k.startswith("lr_lambdas")}
-        write_json(
-            unfinished / "clock.json", {"clock": asdict(clock), "optimizer_steps": counts, "scheduler": schedule}
-        )
+        facts = {"clock": asdict(clock), "optimizer_steps": counts, "scheduler": schedule}
+        write_json(unfinished / "clock.json", facts | {"sha256": _flushed_hash(unfinished / TENSORS)})
         target = state / name
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
@@ -84,39 +90,69 @@ def save_state(
         raise disk_error(state / name, error if isinstance(error, OSError) else OSError(28, str(error))) from error
     write_json(state / LATEST, {"folder": name}, private=True)
     for folder in state.glob("step-*"):
-        if folder.name != name:
+        if folder.name not in (name, newest):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_clock(state: Path) -> Clock | None:
-    """Return where the newest state stands; None if the run died before its first one."""
-    folder = _latest(state)
-    return None if folder is None else Clock(**_facts(folder)["clock"])
+@dataclass(frozen=True, kw_only=True)
+class FoundState:
+    """A whole state on disk."""
+
+    facts: dict[str, Any]
+    """clock, optimizer_steps, scheduler; is_newest; incarnations_used (the highest number any state here bears)."""
+    tensors: bytes = field(repr=False)
+    """The safetensors file."""
 
 
-def load_state(
-    state: Path,
+def find_state(state: Path) -> FoundState | None:
+    """Return the newest whole state; None if the run died before its first one.
+
+    A state that was torn (half a file after a power cut, a damaged disk) is passed over for the one before it, and
+    ``is_newest`` is False: its steps must not be replayed under the same keys, since later ones were drawn with them.
+
+    Raises:
+        LedgerMismatch: If there are states and none is whole.
+    """
+    newest = _latest_name(state)
+    if newest is None:
+        return None
+    names = [folder.name for folder in state.glob("step-*")]
+    used = max(int(name.rsplit("-", 1)[1]) for name in {newest, *names})
+    for name in dict.fromkeys([newest, *sorted(names, reverse=True)]):
+        facts = _whole_facts(state / name)
+        if facts is not None:
+            extra = {"is_newest": name == newest, "incarnations_used": used}
+            return FoundState(facts=facts | extra, tensors=(state / name / TENSORS).read_bytes())
+    raise LedgerMismatch(
+        f"{state} holds no whole state (a file is missing or damaged); start another run in a new output_dir: what "
+        "this one spent stays spent"
+    )
+
+
+def fill_state(
+    tensors: bytes,
+    facts: Mapping[str, Any],
     *,
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Fill trainables, optimizer and scheduler from the newest state, bit by bit.
+    """Fill trainables, optimizer and scheduler from a found state, bit by bit.
 
     Raises:
         LedgerMismatch: If names or shapes are not those of this model.
     """
-    folder = _latest(state)
-    if folder is None:
-        raise LedgerMismatch(f"{state} holds no saved step; start another run in a new output_dir")
-    tensors, facts = load_file(folder / "tensors.safetensors"), _facts(folder)
+    saved = load(tensors)
+    names = {key.removeprefix("trainable.") for key in saved if key.startswith("trainable.")}
+    for name in sorted(names ^ trainable.keys()):
+        raise LedgerMismatch(f"resume: {name} is trained now or then, not both; restore the config or output_dir")
     for name, parameter in trainable.items():
-        saved = tensors.get(f"trainable.{name}")
-        if saved is None or saved.shape != parameter.shape:
-            raise LedgerMismatch(f"resume: {name} is not what {folder} holds; restore the config or change output_dir")
+        value = saved[f"trainable.{name}"]
+        if value.shape != parameter.shape:
+            raise LedgerMismatch(f"resume: {name} had another shape; restore the config or change output_dir")
         with torch.no_grad():
-            parameter.copy_(saved)
-    _fill_optimizer(optimizer, tensors, facts["optimizer_steps"])
+            parameter.copy_(value)
+    _fill_optimizer(optimizer, saved, facts["optimizer_steps"])
     scheduler.load_state_dict(scheduler.state_dict() | facts["scheduler"])
     for group, rate in zip(optimizer.param_groups, facts["scheduler"]["_last_lr"], strict=True):
         group["lr"] = rate
@@ -153,14 +189,35 @@ def _fill_optimizer(
     optimizer.load_state_dict({"state": restored, "param_groups": values["param_groups"]})
 
 
-def _latest(state: Path) -> Path | None:
-    if not (state / LATEST).is_file():
+def _latest_name(state: Path) -> str | None:
+    """Return the folder that ``latest.json`` names.
+
+    Raises:
+        LedgerMismatch: If the file is damaged.
+    """
+    path = state / LATEST
+    if not path.is_file():
         return None
-    folder = state / str(json.loads((state / LATEST).read_text(encoding="utf-8"))["folder"])
-    if not folder.is_dir():
-        raise LedgerMismatch(f"{state / LATEST} names a state that is gone; start another run in a new output_dir")
-    return folder
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["folder"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerMismatch(f"{path} is damaged; start another run in a new output_dir") from error
+    return str(name)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "clock.json").read_text(encoding="utf-8")))
+def _whole_facts(folder: Path) -> dict[str, Any] | None:
+    """Return the facts of a state whose tensors are the ones that were written, or None."""
+    try:
+        facts = json.loads((folder / "clock.json").read_text(encoding="utf-8"))
+        with (folder / TENSORS).open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("sha256") == found else None
+
+
+def _flushed_hash(path: Path) -> str:
+    """Flush a file to disk and return its SHA-256."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -2,7 +2,8 @@
 
 Here: steps 5 to 7 of Algorithm 1 of Abadi et al. (2016), arXiv:1607.00133. Elsewhere: per-record gradients and the
 clip (clipping.py), the draw and the noise's distribution (privacy/mechanisms.py), the order of events (loop.py).
-Shapes: one float32 tensor a trainable parameter.
+Several processes deal the micro-batches of one global draw among them (sharding.py) and add their sums up before the
+noise. Shapes: one float32 tensor a trainable parameter.
 """
 
 import math
@@ -21,6 +22,8 @@ from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example, collate, micro_batches
 from safesynthdp.training.loss import record_losses
+from safesynthdp.training.ranks import Ranks
+from safesynthdp.training.sharding import deal
 
 
 class NoiseMechanism(Protocol):
@@ -59,34 +62,48 @@ def sum_clipped_gradients(
     hardware: HardwareConfig,
     pad_token_id: int,
     dropout_seed: int,
+    ranks: Ranks | None = None,
 ) -> StepFacts:
     """Add every drawn unit's clipped gradient to ``sums`` (zeroed first) in length-sorted micro-batches.
 
-    ``drawn`` holds for each drawn unit its records of this step: one, or for users up to max_records_per_user.
+    ``drawn`` holds for each drawn unit its records of this step: one, or for users up to max_records_per_user. It is
+    the whole draw on every rank; each works on its share, and all leave with the same total. Dropout is seeded by the
+    micro-batch's number in the whole draw, so it does not depend on who does it.
 
     Guarantee:
-        One unit moves the result by at most C in L2 norm whatever the micro-batches (clipping.py). An empty draw
-        runs no forward pass and leaves zeros: that is still a step, noised and charged.
+        One unit moves the result by at most C in L2 norm whatever the micro-batches (clipping.py) and the ranks: each
+        unit is one rank's, and sums are added, never averaged. An empty draw runs no forward pass and leaves zeros:
+        that is still a step, noised and charged.
     """
+    ranks = ranks or Ranks()
     for total in sums.values():
         total.zero_()
     device = next(iter(sums.values())).device
     losses, norms = list[Tensor](), list[Tensor]()
-    chosen = micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
-    for number, positions in enumerate(chosen):
-        torch.manual_seed(dropout_seed + number)
-        losses_U, norms_U = clip_units(
-            model,
-            engine,
-            sums,
-            [drawn[i] for i in positions],
-            per_sample_max_grad_norm=per_sample_max_grad_norm,
-            pad_token_id=pad_token_id,
-            device=device,
-        )
-        losses.append(losses_U)
-        norms.append(norms_U)
-    return _facts(losses, norms, per_sample_max_grad_norm)
+    chosen = list(
+        micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
+    )
+    costs = [_tokens([drawn[i] for i in positions]) for positions in chosen]
+    shares = deal(costs, world_size=ranks.world_size)
+    with ranks.working():
+        for number in shares[ranks.rank]:
+            torch.manual_seed(dropout_seed + number)
+            losses_U, norms_U = clip_units(
+                model,
+                engine,
+                sums,
+                [drawn[i] for i in chosen[number]],
+                per_sample_max_grad_norm=per_sample_max_grad_norm,
+                pad_token_id=pad_token_id,
+                device=device,
+            )
+            losses.append(losses_U)
+            norms.append(norms_U)
+        if ranks.is_sharded:
+            missing = max(len(share) for share in shares) - len(shares[ranks.rank])
+            _keep_up(model, engine, sums, missing, pad_token_id=pad_token_id, device=device)
+    ranks.add_up(sums.values())
+    return _facts(losses, norms, per_sample_max_grad_norm, ranks)
 
 
 def clip_units(
@@ -162,16 +179,43 @@ def zero_sums(trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trainable.items()}
 
 
-def _facts(losses: Sequence[Tensor], norms: Sequence[Tensor], bound: float) -> StepFacts:
-    if not losses:
-        return StepFacts(loss=None, clip_share=None, batch_size=0, num_dropped=0)
-    losses_N, norms_N = torch.cat(list(losses)), torch.cat(list(norms))
-    clipped = bound != math.inf
+def _keep_up(
+    model: nn.Module,
+    engine: ClippingEngine,
+    sums: Mapping[str, Tensor],
+    count: int,
+    *,
+    pad_token_id: int,
+    device: torch.device,
+) -> None:
+    """Run made-up micro-batches that are left out of the sum, so that this rank's passes are as many as the others'."""
+    made_up = Example(input_ids=(pad_token_id,) * 2, num_prompt_tokens=1, is_truncated=False)
+    for _ in range(count):
+        left_out = {name: torch.zeros_like(total) for name, total in sums.items()}
+        bound, pad = math.inf if engine.name == "plain" else 1.0, pad_token_id
+        clip_units(
+            model, engine, left_out, [[made_up]], per_sample_max_grad_norm=bound, pad_token_id=pad, device=device
+        )
+
+
+def _tokens(units: Sequence[Sequence[Example]]) -> int:
+    """Return rows x padded length of a micro-batch."""
+    return sum(len(unit) for unit in units) * max(len(example) for unit in units for example in unit)
+
+
+def _facts(losses: Sequence[Tensor], norms: Sequence[Tensor], bound: float, ranks: Ranks) -> StepFacts:
+    """Count over all ranks."""
+    losses_N = torch.cat([torch.empty(0), *losses]).double()
+    norms_N = torch.cat([torch.empty(0), *norms])
+    is_clipped = bound != math.inf
     finite = losses_N[losses_N.isfinite()]
-    dropped = ~norms_N.isfinite() if clipped else ~losses_N.isfinite()
+    dropped = ~norms_N.isfinite() if is_clipped else ~losses_N.isfinite()
+    clipped = float((norms_N > bound).sum())
+    counted = [float(finite.sum()), len(finite), clipped, len(losses_N), float(dropped.sum())]
+    loss, num_finite, num_clipped, num, num_dropped = ranks.total(counted)
     return StepFacts(
-        loss=float(finite.mean()) if len(finite) else None,
-        clip_share=float((norms_N > bound).float().mean()) if clipped else None,
-        batch_size=len(losses_N),
-        num_dropped=int(dropped.sum()),
+        loss=loss / num_finite if num_finite else None,
+        clip_share=num_clipped / num if is_clipped and num else None,
+        batch_size=int(num),
+        num_dropped=int(num_dropped),
     )

@@ -1,0 +1,66 @@
+"""A frozen base that no GPU holds whole: FSDP2 shards it, the adapters stay replicated.
+
+Here: what is sharded, and what is refused. Elsewhere: the sums of the adapters, added as ever (ranks.py), and the equal
+number of micro-batches a sharded forward pass needs (step.py). Source: ``torch.distributed.fsdp.fully_shard`` with
+``ignored_params``.
+
+Guarantee:
+    Only parameters that are not trained are sharded. Each rank sees whole records and whole adapters, so clip, sum and
+    noise are those of an unsharded run. Full fine-tuning is refused: a sharded weight's gradient would be reduced, and
+    averaged, before we could clip it.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.training.ranks import Ranks
+
+
+def wants_shards(sharding: str, ranks: Ranks) -> bool:
+    """Return whether the frozen base is to be sharded: as configured, or under auto as launched.
+
+    Raises:
+        ConfigError: If one process was asked to.
+    """
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharding == "none" or (sharding == "auto" and not launched):
+        return False
+    if not ranks.are_several:
+        raise ConfigError(f"hardware.sharding={sharding}: one process has nobody to share with; launch several")
+    return True
+
+
+def shard_frozen(model: nn.Module, ranks: Ranks, *, engine: str, checkpointing: bool) -> None:
+    """Shard everything frozen over all ranks, layer by layer; call it once, after the engine is attached.
+
+    Raises:
+        ConfigError: If something that is trained would have to be sharded, or the combination is not exact.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - sum(p.numel() for p in trained)
+    if not frozen:
+        raise ConfigError(
+            "hardware.sharding: full fine-tuning keeps every weight on every process, since a sharded gradient is "
+            "averaged before it can be clipped; set lora.enabled, or hardware.sharding=none"
+        )
+    if engine not in ("bookkeeping", "plain"):
+        raise ConfigError(
+            f"hardware.sharding: hardware.clipping_engine={engine} runs passes of its own; use bookkeeping"
+        )
+    if checkpointing:
+        raise ConfigError("hardware.sharding: gradient_checkpointing is not exact under it yet; switch one of them off")
+    group = ranks.group or torch.distributed.group.WORLD
+    mesh = DeviceMesh.from_group(group, ranks.device.type)  # type: ignore[arg-type]  # WORLD is set by now
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": trained}
+    for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for layer in layers:
+            if any(not parameter.requires_grad for parameter in layer.parameters()):
+                fully_shard(layer, **options)
+    fully_shard(model, **options)

@@ -1,0 +1,105 @@
+"""The launch commands of the documents, really run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safesynthdp.privacy.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+DOOR = ["train/dp_finetune.py", "--config"]
+Weights = Callable[[Path], bytes]
+
+
+def launch(*words: str, recipe: Path, run: Path, more: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    left_out = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    return subprocess.run(
+        [str(BIN / words[0]), *words[1:], *DOOR, str(recipe), "--output_dir", str(run), *more],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def launched(config: str) -> list[str]:
+    return ["accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+
+
+def test_accelerate_launch_trains_on_two_processes_and_one_of_them_writes(recipe: Path, tmp_path: Path) -> None:
+    done = launch(*launched("cpu_2proc"), recipe=recipe, run=tmp_path / "run", more=("--hardware.num_processes", "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("spent epsilon=") == 1, "one process speaks"
+    assert Ledger.read(tmp_path / "run" / "ledger.json").entry("dpsgd").mechanism["steps"] == 12
+    assert '"world_size": 2' in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_the_launcher_s_silent_single_process_is_refused(recipe: Path, tmp_path: Path) -> None:
+    done = launch("accelerate", "launch", "--cpu", "--num_processes", "2", recipe=recipe, run=tmp_path / "run")
+    assert done.returncode != 0
+    assert "several were asked for and one was started" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_on_one_process(recipe: Path, tmp_path: Path) -> None:
+    done = launch(*launched("cpu"), recipe=recipe, run=tmp_path / "run", more=("--hardware.num_processes", "1"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_fsdp2_launch_shards_the_base_and_releases_what_an_unsharded_one_does(recipe: Path, tmp_path: Path) -> None:
+    for name, sharding in (("whole", "none"), ("sharded", "auto")):
+        words = [*launched("fsdp2"), "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+        more = ("--lora.enabled", "true", "--hardware.sharding", sharding)
+        done = launch(*words, recipe=recipe, run=tmp_path / name, more=more)
+        assert done.returncode == 0, done.stderr
+        assert ("sharded over 2 processes" in done.stdout) == (name == "sharded")
+    adapters = "checkpoint/adapter_model.safetensors"
+    assert (tmp_path / "whole" / adapters).read_bytes() == (tmp_path / "sharded" / adapters).read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_four_processes_and_twice_to_the_same_bytes(
+    recipe: Path, tmp_path: Path, weights: Weights
+) -> None:
+    words = ["torchrun", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "4"]
+    for name in ("a", "b"):
+        done = launch(*words, recipe=recipe, run=tmp_path / name, more=("--hardware.num_processes", "4"))
+        assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_multi_node_rendezvous_on_one_machine_trains_on_two_nodes_of_one_process(
+    recipe: Path, tmp_path: Path, port: int
+) -> None:
+    words = ["--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    command = [str(BIN / "accelerate"), *launched("multi_node")[1:], *words, "--main_process_port", str(port)]
+    run = tmp_path / "run"
+    nodes = [
+        subprocess.Popen(
+            [*command, "--machine_rank", str(rank), *DOOR, str(recipe), "--output_dir", str(run)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [node.communicate(timeout=110) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said[0][1]
+    assert '"world_size": 2' in (run / "manifest.json").read_text()
