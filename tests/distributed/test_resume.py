@@ -35,6 +35,8 @@ def priced(run: Path) -> list[tuple[Any, ...]]:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_killed_rank_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_same_bytes(
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn, weights: Weights
 ) -> None:
@@ -55,6 +57,8 @@ def test_one_killed_rank_ends_the_others_within_a_minute_and_the_run_goes_on_to_
     assert priced(tmp_path / "killed") == priced(tmp_path / "straight")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_sigterm_saves_the_step_and_ends_every_rank_with_the_code_for_try_again(
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn
 ) -> None:
