@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from opacus.grad_sample.linear import compute_linear_norm_sample
 from torch import Tensor, nn
 
-from safesynthdp.training import bookkeeping, layer_gradients
+from safesynthdp.training import bookkeeping, layer_gradients, opacus_engines
 from safesynthdp.training.clipping import CLIP_MARGIN, clip_factors, squared_norms
 from safesynthdp.training.layer_gradients import Outer
+from safesynthdp.training.opacus_engines import GhostEngine
 from safesynthdp.training.selfcheck import check_engine
 
 VOCAB = 41
@@ -93,6 +95,32 @@ def test_tokens_that_cancel_cannot_hide_a_record_from_the_clip() -> None:
 
 def test_products_that_all_round_one_way_cannot_hide_a_record_from_the_clip() -> None:
     assert worst_release([systematic(seed) for seed in range(2)], bound=1e-4) <= 1
+
+
+def release_by_ghost(outer: Outer, unit: int, bound: float) -> float:
+    """Return what one unit's gradient adds to the sum of the ghost engine, relative to the bound."""
+    rows_1Sp, columns_1Sd = outer.rows_USp[unit : unit + 1], outer.columns_USd[unit : unit + 1]
+    layer = nn.Linear(columns_1Sd.shape[2], rows_1Sp.shape[2], bias=False).train()
+    engine = GhostEngine(layer)
+    sums = {"weight": torch.zeros_like(layer.weight)}
+    with engine.tape(rows=1) as tape:
+        losses_B = (layer(columns_1Sd) * rows_1Sp).sum(dim=(1, 2))
+        tape.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
+    engine.close()
+    return size(sums) / bound
+
+
+def test_ghost_clips_records_whose_products_cancel_or_round_one_way_and_opacus_own_norms_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def worst() -> tuple[float, float]:
+        cancelled = max(release_by_ghost(cancelling(seed), unit, 1e-7) for seed in range(6) for unit in range(8))
+        drifted = max(release_by_ghost(systematic(0), unit, 1e-4) for unit in range(8))
+        return cancelled, drifted
+
+    assert max(worst()) <= 1
+    monkeypatch.setattr(opacus_engines, "linear_norms", compute_linear_norm_sample)
+    assert min(worst()) > 1.02
 
 
 def test_without_the_rounding_bound_both_kinds_of_record_would_pass_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:

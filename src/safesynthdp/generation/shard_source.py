@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safesynthdp.errors import UserError
+from safesynthdp.errors import SafeSynthError, UserError
 from safesynthdp.generation.output_decoding import Logits
 from safesynthdp.generation.padded import PaddedMemory
 
@@ -94,8 +94,8 @@ class ShardSource:
         return self._logits(public_GV, found)
 
     def select(self, kept_G: Tensor) -> None:
-        """Refuse: shapes are public and stay."""
-        raise NotImplementedError
+        """Refuse: shapes are public and stay (``can_shrink``)."""
+        raise SafeSynthError(f"{len(kept_G)} texts cannot be kept apart from the others; this is a defect")
 
     def _logits(self, public_GV: Tensor | None, found: Sequence[Sequence[Tensor]]) -> Logits:
         private = list[Tensor]()

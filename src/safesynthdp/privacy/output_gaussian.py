@@ -5,6 +5,7 @@ Here: gaussian_l2, gaussian_probs. Elsewhere: as in output_mechanisms.py. Symbol
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,9 +22,9 @@ class _Gaussian(OutputMechanism):
     scale: float
 
     @property
+    @abstractmethod
     def sensitivity(self) -> float:
         """D."""
-        raise NotImplementedError
 
     @property
     def l2_sensitivity(self) -> float:

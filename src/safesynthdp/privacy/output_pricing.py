@@ -15,6 +15,7 @@ Guarantee:
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -57,7 +58,7 @@ class BoundedRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputMechanism:
+class OutputMechanism(ABC):
     """What every mechanism at sampling time has in common."""
 
     shards: int
@@ -109,9 +110,9 @@ class OutputMechanism:
         return 2 if self.adjacency == "null" and not self.single else 4
 
     @property
+    @abstractmethod
     def score_range(self) -> float | None:
         """R, or the L1 sensitivity of probability vectors; None where the price rests on an L2 sensitivity."""
-        raise NotImplementedError
 
     @property
     def l2_sensitivity(self) -> float | None:
@@ -119,19 +120,19 @@ class OutputMechanism:
         return None
 
     @property
+    @abstractmethod
     def pure_step(self) -> float | None:
         """Epsilon of one token at delta 0; None where there is none."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def simple_rho_step(self) -> float:
         """Zero-concentrated DP of one token by the textbook constant."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def rho_step(self) -> float:
         """Zero-concentrated DP of one token, exact."""
-        raise NotImplementedError
 
     @property
     def pure_epsilon(self) -> float | None:
@@ -179,7 +180,7 @@ class OutputMechanism:
         """Return what a joint price is computed from, in a ledger of this neighbour relation."""
         del relation
         if self.pure_step is None:
-            raise NotImplementedError
+            raise ConfigError(f"mechanism={self.name} has no pure steps to compose; this is a defect")
         return (TwoPoint(epsilon=self.pure_step, count=self.steps),)
 
     def support(self, public_V: Floats, *, end: int, top_k: int | None) -> Tokens:
@@ -192,9 +193,9 @@ class OutputMechanism:
         temperature = getattr(self, "temperature", None) or 1.0
         return public_support(public_V, end=end, top_k=top_k, slack=slack, temperature=temperature)
 
+    @abstractmethod
     def draw(self, step: TokenStep) -> int:
         """Return the position of the next token among the candidates."""
-        raise NotImplementedError
 
     def to_entry(self) -> dict[str, Any]:
         """Return every number of its formula, under the flag names of ``account output``."""

@@ -8,9 +8,10 @@ each micro-batch. Source: Opacus, Yousefpour et al. (2021), arXiv:2109.12298. Sh
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from safesynthdp.clippable import refuse_under_opacus
 from safesynthdp.errors import UnsupportedLayer
 from safesynthdp.training.clipping import NonFiniteRows, clip_factors, squared_norms, trainable_parameters, units_of
+from safesynthdp.training.layer_gradients import Outer
 
 
 class HooksEngine:
@@ -32,15 +34,7 @@ class HooksEngine:
         from opacus.grad_sample import GradSampleHooks
 
         self._model, self.trainable = model, trainable_parameters(model)
-        refuse_under_opacus(model, engine=self.name)
-        _quiet()
-        try:
-            self._hooks = GradSampleHooks(model, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            raise UnsupportedLayer(
-                f"{_first_buffered(model)} is trainable and holds a buffer; freeze it or use LoRA"
-            ) from error
-        self._hooks.disable_hooks()
+        self._hooks = _attach(GradSampleHooks, model, engine=self.name)
 
     @contextmanager
     def tape(self, *, rows: int, units: int | None = None) -> Iterator["HooksTape"]:
@@ -105,17 +99,12 @@ class GhostEngine:
     def __init__(self, model: nn.Module) -> None:
         from opacus.grad_sample import GradSampleHooksFastGradientClipping
 
+        class WithSafeNorms(GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus carries no types
+            NORM_SAMPLERS: ClassVar = {**GradSampleHooksFastGradientClipping.NORM_SAMPLERS, nn.Linear: linear_norms}
+
         self._model, self.trainable = model, trainable_parameters(model)
         _refuse_ties(model)
-        refuse_under_opacus(model, engine=self.name)
-        _quiet()
-        try:
-            self._hooks = GradSampleHooksFastGradientClipping(model, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            raise UnsupportedLayer(
-                f"{_first_buffered(model)} is trainable and holds a buffer; freeze it or use LoRA"
-            ) from error
-        self._hooks.disable_hooks()
+        self._hooks = _attach(WithSafeNorms, model, engine=self.name)
         self._visited = set[str]()
         self._counters = [
             module.register_forward_pre_hook(functools.partial(self._visit, path), prepend=True)
@@ -193,9 +182,40 @@ class GhostEngine:
             parameter.grad = None
 
 
-def _quiet() -> None:
-    """Expected: the ids under an embedding and the frozen layers under an adapter need no gradient."""
+def linear_norms(layer: nn.Linear, activations: Sequence[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return the norms, [B], of a Linear's gradients, as Opacus asks for them.
+
+    In place of Opacus' own, whose Gram products come out too small where tokens cancel or wide features drift one way:
+    a record could then pass the clip (layer_gradients.py).
+    """
+    grads_BSp = backprops.reshape(len(backprops), -1, backprops.shape[-1])
+    found = dict[nn.Parameter, Tensor]()
+    if layer.weight.requires_grad:
+        inputs_BSd = activations[0].to(backprops.dtype)
+        inputs_BSd = inputs_BSd.reshape(len(inputs_BSd), -1, inputs_BSd.shape[-1])
+        found[layer.weight] = Outer(grads_BSp, inputs_BSd).squares().sqrt()
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = squared_norms(grads_BSp.sum(dim=1)).sqrt()
+    return found
+
+
+def _attach(hooks: Callable[..., Any], model: nn.Module, *, engine: str) -> Any:
+    """Put Opacus' hooks on the model, at rest until a tape is opened.
+
+    Raises:
+        UnsupportedLayer: If Opacus cannot follow a layer.
+    """
+    refuse_under_opacus(model, engine=engine)
+    # Expected: the ids under an embedding and the frozen layers under an adapter need no gradient.
     warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
+    try:
+        attached = hooks(model, loss_reduction="sum", strict=True)
+    except NotImplementedError as error:
+        raise UnsupportedLayer(
+            f"{_first_buffered(model)} is trainable and holds a buffer; freeze it or use LoRA"
+        ) from error
+    attached.disable_hooks()
+    return attached
 
 
 def _clear_modules(model: nn.Module) -> None:
