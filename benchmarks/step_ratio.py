@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS = {"lora": 1024, "full": 2048, "tiny": 1024}
+TOKENS = {"lora": 1024, "full": 4096, "tiny": 1024}
 """Tokens of a logical step."""
 ARMS = ("plain", "bookkeeping", "hooks", "ghost")
 CASES = {

@@ -112,8 +112,10 @@ def test_a_generation_config_that_reshapes_private_logits_is_refused(changes: di
 
 def test_more_texts_or_a_second_call_than_was_priced_are_refused(model: LlamaForCausalLM) -> None:
     settings = config(do_sample=False)
-    processor = OutputMechanismProcessor(SINGLE, generation_config=settings, recentre=True)
     with pytest.raises(BudgetExhausted, match="texts_per_batch=2"):
+        OutputMechanismProcessor(SINGLE, generation_config=settings, num_texts=3, recentre=True)
+    processor = OutputMechanismProcessor(SINGLE, generation_config=settings, recentre=True)
+    with pytest.raises(ConfigError, match="num_texts=2 with shards=1 needs 2 rows, generate brings"):
         generate(model, ROWS, settings, processor)
     processor = OutputMechanismProcessor(SINGLE, generation_config=settings, recentre=True)
     generate(model, ROWS[:2], settings, processor)
@@ -122,6 +124,17 @@ def test_more_texts_or_a_second_call_than_was_priced_are_refused(model: LlamaFor
     odd = OutputMechanismProcessor(SHARDS, generation_config=settings, recentre=True)
     with pytest.raises(ConfigError, match="shards=3"):
         generate(model, ROWS[:2], settings, odd)
+
+
+@pytest.mark.parametrize("repeat", [{"num_return_sequences": 3, "do_sample": True}, {"num_beams": 3}])
+def test_rows_that_generate_repeats_on_its_own_are_refused_since_a_record_would_count_twice(
+    model: Any, repeat: dict[str, Any]
+) -> None:
+    """Given as keywords they pass the config by: three copies of two rows look like two texts of three shards."""
+    settings = config()
+    two = OutputMechanismProcessor(SHARDS, generation_config=settings, num_texts=1, recentre=True)
+    with pytest.raises(ConfigError, match="repeat records"):
+        model.generate(ROWS[:3], generation_config=settings, logits_processor=[two], **repeat)
 
 
 def test_recentred_rows_are_not_sold_at_the_price_of_a_record_that_can_be_left_out(model: LlamaForCausalLM) -> None:

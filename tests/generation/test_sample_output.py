@@ -1,19 +1,24 @@
 """Noise on top of a fine-tuned model: what it adds to the ledger, and everything it refuses."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from safesynthdp.cli import run as run_main
-from safesynthdp.generation import command
+from safesynthdp.errors import UserError
+from safesynthdp.generation import command, output_release
 from safesynthdp.generation.command import main
 from safesynthdp.privacy.command import main as account
 from safesynthdp.privacy.ledger import Ledger
 from safesynthdp.privacy.mechanisms import Softmax
+from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import RunDirectory
 
 MakeRun = Callable[..., RunDirectory]
@@ -202,3 +207,25 @@ def test_what_has_no_price_is_refused_before_anything_is_written(
 def test_a_sample_without_noise_is_what_it_was(make_run: MakeRun, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(command, "_under_noise", lambda *_: pytest.fail("it drew noise"))
     assert len(texts(sample(make_run(), tmp_path / "out"))) == 6
+
+
+def test_of_two_samples_begun_at_once_only_one_gets_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_write(path: Path, value: dict[str, Any]) -> None:
+        time.sleep(0.2)
+        write_json(path, value)
+
+    def claim(name: str) -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ledger.json").write_text("{}")
+        mine = SimpleNamespace(path=tmp_path / name, manifest={"run_id": name}, discard=lambda: None)
+        try:
+            output_release.claim_batch(source, mine, ledger)  # type: ignore[arg-type]
+        except UserError:
+            return "refused"
+        return "claimed"
+
+    monkeypatch.setattr(output_release, "write_json", slow_write)
+    source: Any = SimpleNamespace(path=tmp_path, state=tmp_path)
+    ledger: Any = SimpleNamespace(releases=(SimpleNamespace(rule="min"),))
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(claim, ["first", "second"])) == ["claimed", "refused"]

@@ -10,6 +10,7 @@ Guarantee:
 """
 
 import dataclasses
+import fcntl
 import json
 from typing import Any
 
@@ -80,14 +81,16 @@ def claim_batch(source: RunDirectory, run: RunDirectory, ledger: Ledger) -> None
     if not any(release.rule == "min" for release in ledger.releases):
         return
     path = source.state / _CLAIMED
-    taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"run_id": run.manifest["run_id"]}
+    with (source.state / f"{_CLAIMED}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two samples begun at once: one of them reads what the other wrote
+        taken = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"run_id": run.manifest["run_id"]}
+        write_json(path, taken)
     if taken["run_id"] != run.manifest["run_id"]:
         run.discard()
         raise UserError(
             f"run={source.path} has given its texts under an output mechanism already: one model is one batch for "
             "life; ask for all texts in one sample, or set output.weights_withheld to false"
         )
-    write_json(path, taken)
     if not (run.path / LEDGER).is_file():
         write_first(run, dataclasses.replace(ledger, releases=()))
 

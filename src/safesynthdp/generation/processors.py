@@ -78,12 +78,14 @@ class OutputMechanismProcessor(LogitsProcessor):
     """Draws every token of one generate call through a mechanism.
 
     Rows of one text stand side by side and get the same token: R = ``shards`` rows, or one with ``single``. Each holds
-    other records: pass generate no ``num_return_sequences`` or ``num_beams``, which would repeat rows unseen. Under
-    ``null`` the row of a record that is missing holds the public prompt.
+    other records, so generate must bring exactly ``num_texts * R`` rows: ``num_return_sequences`` and ``num_beams``
+    repeat rows, which would count a record twice, and are refused. Under ``null`` the row of a record that is missing
+    holds the public prompt.
 
     Args:
         mechanism: With its price.
         generation_config: The one that generate is called with.
+        num_texts: G, texts of the call; None = all that are priced, ``texts_per_batch``.
         public: The public branch; None needs ``recentre``, or a mechanism that clips nothing.
         top_k: Candidates: likeliest tokens of the public branch; None = all.
         recentre: Clip the logits themselves.
@@ -99,6 +101,7 @@ class OutputMechanismProcessor(LogitsProcessor):
         mechanism: OutputMechanism,
         *,
         generation_config: GenerationConfig,
+        num_texts: int | None = None,
         public: PublicRows | None = None,
         top_k: int | None = None,
         recentre: bool = False,
@@ -122,6 +125,11 @@ class OutputMechanismProcessor(LogitsProcessor):
             decoding=decoding or Decoding(),
         )
         self._mechanism, self._public = mechanism, public
+        self._num_texts = mechanism.texts_per_batch if num_texts is None else num_texts
+        if self._num_texts > mechanism.texts_per_batch:
+            raise BudgetExhausted(
+                f"num_texts={num_texts}: the price covers texts_per_batch={mechanism.texts_per_batch}; price them all"
+            )
         self._key = key or OutputKey.fresh()
         self._number, self._length = 0, 0
         self._texts: list[Text] = []
@@ -148,13 +156,11 @@ class OutputMechanismProcessor(LogitsProcessor):
         return forced
 
     def _begin(self, batch: int, rows: int) -> None:
-        num_texts = batch // rows
-        if batch % rows:
-            raise ConfigError(f"shards={rows}: {batch} rows are no whole number of texts; give {rows} rows a text")
-        if num_texts > self._mechanism.texts_per_batch:
-            raise BudgetExhausted(
-                f"texts_per_batch={self._mechanism.texts_per_batch} is what the price covers, this call draws "
-                f"{num_texts} texts; price them all"
+        num_texts = self._num_texts
+        if batch != num_texts * rows:
+            raise ConfigError(
+                f"num_texts={num_texts} with shards={rows} needs {num_texts * rows} rows, generate brings {batch}: "
+                f"give {rows} rows a text, and no num_return_sequences or num_beams, which repeat records"
             )
         self._texts = [Text(number=i, stream=self._key.stream(f"text/{i}")) for i in range(num_texts)]
         self._ended = [False] * num_texts

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,10 +190,11 @@ def linear_norms(layer: nn.Linear, activations: Sequence[Tensor], backprops: Ten
     """
     grads_BSp = backprops.reshape(len(backprops), -1, backprops.shape[-1])
     found = dict[nn.Parameter, Tensor]()
-    if layer.weight.requires_grad:
+    weight = cast(nn.Parameter, layer.weight)
+    if weight.requires_grad:
         inputs_BSd = activations[0].to(backprops.dtype)
         inputs_BSd = inputs_BSd.reshape(len(inputs_BSd), -1, inputs_BSd.shape[-1])
-        found[layer.weight] = Outer(grads_BSp, inputs_BSd).squares().sqrt()
+        found[weight] = Outer(grads_BSp, inputs_BSd).squares().sqrt()
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = squared_norms(grads_BSp.sum(dim=1)).sqrt()
     return found
