@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.generation.decoding import DrawnRow
+from safesynthdp.generation.output_config import OutputConfig
 from safesynthdp.generation.output_decoding import Logits, Rule, Text, decode_texts
 from safesynthdp.generation.padded import PaddedMemory
 from safesynthdp.generation.shard_source import Prompts, Shapes, ShardSource
@@ -256,6 +257,8 @@ def test_the_divisor_is_the_flag_never_the_number_of_rows() -> None:
 def test_a_clip_under_which_tokens_could_underflow_is_refused() -> None:
     with pytest.raises(ConfigError, match="clip=60"):
         Softmax(shards=2, clip=60.0, tokens=1, adjacency="null").probabilities(P, PUBLIC)
+    with pytest.raises(ConfigError, match=r"output\.clip=60"):  # before a model is read
+        OutputConfig(mechanism="softmax", clip=60.0, temperature=1.0).priced(shards=2, tokens=1, adjacency="null")
 
 
 def test_streams_differ_by_name_step_and_key_and_a_repr_shows_no_key() -> None:

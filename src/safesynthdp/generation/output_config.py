@@ -70,9 +70,11 @@ class OutputConfig:
         """
         numbers = {key: getattr(self, key) for key in ("clip", "scale", "temperature", "mixing", "vocab_size")}
         try:
-            return output_mechanism(self.mechanism, **numbers, **public)
+            priced = output_mechanism(self.mechanism, **numbers, **public)
+            priced.refuse_draws()
         except ConfigError as error:
             raise ConfigError(f"output.{error}") from error
+        return priced
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ class OutputMechanismProcessor(LogitsProcessor):
         key: OutputKey | None = None,
     ) -> None:
         refuse_generation_config(generation_config, tokens=mechanism.tokens)
+        mechanism.refuse_draws()
         if recentre and hasattr(mechanism, "clip") and mechanism.width == 2:
             raise ConfigError(
                 f"adjacency={mechanism.adjacency} with recentre: generate cannot leave out a missing record's row, and "

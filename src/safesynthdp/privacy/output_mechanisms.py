@@ -25,17 +25,23 @@ _MAX_CLIP = 50.0  # in units of the temperature: beyond it a candidate could und
 
 
 @dataclass(frozen=True, kw_only=True)
-class Softmax(OutputMechanism):
-    """Draw y with probability proportional to ``exp(q_y / tau)``: the exponential mechanism; R/tau-bounded range."""
+class _ClippedScores(OutputMechanism):
+    """Score differences, each clipped to [-C, C] and averaged."""
 
     clip: float
-    temperature: float = 1.0
-    name: ClassVar[str] = "softmax"
 
     @property
     def score_range(self) -> float:
         """R."""
         return self.width * self.clip / self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(_ClippedScores):
+    """Draw y with probability proportional to ``exp(q_y / tau)``: the exponential mechanism; R/tau-bounded range."""
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "softmax"
 
     @property
     def eta(self) -> float:
@@ -66,9 +72,17 @@ class Softmax(OutputMechanism):
         del relation
         return (BoundedRange(eta=self.eta, pure=self.pure_step, count=self.steps),)
 
+    def refuse_draws(self) -> None:
+        """See OutputMechanism."""
+        if self.clip / self.temperature > _MAX_CLIP:
+            raise ConfigError(
+                f"clip={self.clip} is above {_MAX_CLIP:g} times temperature={self.temperature}: tokens would "
+                "underflow; lower it"
+            )
+
     def probabilities(self, private_RK: Floats, public_K: Floats | None, *, recentre: bool = False) -> Floats:
         """Return [K] the distribution that is drawn from."""
-        _refuse_underflow(self.clip, self.temperature)
+        self.refuse_draws()
         scores_K = clipped_mean(private_RK, public_K, clip=self.clip, shards=self.shards, recentre=recentre)
         return softmax(scores_K, self.temperature)
 
@@ -79,19 +93,13 @@ class Softmax(OutputMechanism):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laplace(OutputMechanism):
+class Laplace(_ClippedScores):
     """``q + Lap(b)`` per candidate, then argmax; with a temperature softmax over all candidates. One token leaves."""
 
-    clip: float
     scale: float
     temperature: float | None = None
     """None: argmax."""
     name: ClassVar[str] = "laplace"
-
-    @property
-    def score_range(self) -> float:
-        """R."""
-        return self.width * self.clip / self.shards
 
     @property
     def _noisy_max(self) -> float:
@@ -237,10 +245,3 @@ class UniformMix(OutputMechanism):
     def draw(self, step: TokenStep) -> int:
         """See OutputMechanism."""
         return pick(self.probabilities(step.private_RK, step.public_K), step.uniform())
-
-
-def _refuse_underflow(clip: float, temperature: float) -> None:
-    if clip / temperature > _MAX_CLIP:
-        raise ConfigError(
-            f"clip={clip} is above {_MAX_CLIP:g} times temperature={temperature}: tokens would underflow; lower it"
-        )

@@ -193,6 +193,14 @@ class OutputMechanism(ABC):
         temperature = getattr(self, "temperature", None) or 1.0
         return public_support(public_V, end=end, top_k=top_k, slack=slack, temperature=temperature)
 
+    def refuse_draws(self) -> None:
+        """Say before the first draw what can be priced but not drawn; nothing here.
+
+        Raises:
+            ConfigError: If floating point cannot hold the distribution.
+        """
+        return
+
     @abstractmethod
     def draw(self, step: TokenStep) -> int:
         """Return the position of the next token among the candidates."""
