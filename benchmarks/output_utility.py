@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--batches_per_label", type=int, default=8)
     parser.add_argument("--texts_per_batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="weights in sampling")
     parser.add_argument("--dpsgd", nargs="*", default=[], metavar="EPSILON=SAMPLE")
     parser.add_argument("--untuned", type=Path, help="a sample of the untuned model")
     arguments = parser.parse_args()
@@ -50,10 +51,10 @@ def main() -> None:
     data = arguments.work_dir / f"{arguments.mechanisms[0]}_{arguments.epsilons[0]:g}"
     for given in arguments.dpsgd:
         epsilon, _, path = given.partition("=")
-        points.append(("DP-SGD", float(epsilon), accuracy(data, Path(path), arguments.work_dir / f"e_dpsgd_{epsilon}")))
+        points += released(arguments, data, Path(path), name="DP-SGD", epsilon=float(epsilon))
     floor = None
     if arguments.untuned is not None:
-        floor = accuracy(data, arguments.untuned, arguments.work_dir / "e_untuned")
+        floor = released(arguments, data, arguments.untuned, name="untuned", epsilon=0.0)[-1][2]
     write(arguments, points, floor)
 
 
@@ -70,12 +71,33 @@ def point(arguments: argparse.Namespace, name: str, epsilon: float) -> Point:
     return name, release.epsilon, accuracy(folder, folder, arguments.work_dir / f"e_{name}_{epsilon:g}")
 
 
+def released(arguments: argparse.Namespace, data: Path, sample: Path, *, name: str, epsilon: float) -> list[Point]:
+    """Return the accuracy of a whole sample, and of as many of its texts as private prediction had."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(sample / "synthetic.parquet")
+    few = arguments.work_dir / f"{name}_{epsilon:g}.parquet"
+    pq.write_table(table.slice(0, num_texts(arguments)), few)
+    whole = accuracy(data, sample, arguments.work_dir / f"e_{name}_{epsilon:g}")
+    part = accuracy(data, few, arguments.work_dir / f"e_{name}_{epsilon:g}_few")
+    return [
+        (f"{name}, {len(table)} texts", epsilon, whole),
+        (f"{name}, {num_texts(arguments)} texts", epsilon, part),
+    ]
+
+
+def num_texts(arguments: argparse.Namespace) -> int:
+    """Return how many texts a point of private prediction has: four domains."""
+    return int(4 * arguments.batches_per_label * arguments.texts_per_batch)
+
+
 def settings(arguments: argparse.Namespace, name: str, epsilon: float, folder: Path) -> dict[str, Any]:
     """Return the flags of one prediction."""
     model = {"model.from_scratch.hidden_size": 64} if arguments.model == "tiny" else {}
     return {
         "output_dir": folder,
         **(model or {"model.model_name_or_path": arguments.model}),
+        "model.dtype": arguments.dtype,
         "data.builtin": "vader",
         "data.max_records": arguments.max_records,
         "prompts.template": json.dumps(TEMPLATE),
@@ -135,7 +157,7 @@ def write(arguments: argparse.Namespace, points: list[Point], floor: float | Non
     from safesynthdp.runs import commit, hardware
 
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    texts = 4 * arguments.batches_per_label * arguments.texts_per_batch
+    texts = num_texts(arguments)
     lines = [
         f"# Utility at equal budget, {date}",
         "",
@@ -147,7 +169,7 @@ def write(arguments: argparse.Namespace, points: list[Point], floor: float | Non
         "| text | epsilon | accuracy |",
         "|---|---|---|",
         *(f"| {name} | {epsilon:.4f} | {value:.3f} |" for name, epsilon, value in points),
-        *([] if floor is None else [f"| untuned model | 0 | {floor:.3f} |"]),
+        *([] if floor is None else [f"| untuned model, {texts} texts | 0 | {floor:.3f} |"]),
         "",
     ]
     RESULTS.mkdir(exist_ok=True)
@@ -169,7 +191,7 @@ def draw(arguments: argparse.Namespace, points: list[Point], floor: float | None
         own = sorted((epsilon, value) for other, epsilon, value in points if other == name)
         axes.plot([x for x, _ in own], [y for _, y in own], marker="o", markersize=4, label=name)
     if floor is not None:
-        axes.axhline(floor, color="grey", linewidth=0.8, label="untuned model, epsilon 0")
+        axes.axhline(floor, color="grey", linewidth=0.8, label=f"untuned, {num_texts(arguments)} texts, epsilon 0")
     axes.set_xscale("log")
     axes.set_xlabel(f"epsilon at delta {arguments.delta:g}")
     axes.set_ylabel("accuracy on real text")
