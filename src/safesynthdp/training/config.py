@@ -148,9 +148,10 @@ class HardwareConfig:
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    sharding: Literal["auto", "none", "frozen_base"] = "auto"
-    """'frozen_base' shards what is not trained over the processes (FSDP2; LoRA only), 'none' keeps the whole model on
-    each; 'auto' = frozen_base when launched with an FSDP config (accelerate_configs/fsdp2.yaml), else none."""
+    sharding: Literal["auto", "none", "frozen_base", "full"] = "auto"
+    """'frozen_base' shards what is not trained over the processes (FSDP2; with LoRA), 'full' shards everything, with
+    sums and moments (full fine-tuning), 'none' keeps the whole model on each; 'auto' = the one that fits when launched
+    with an FSDP config (accelerate_configs/fsdp2.yaml), else none."""
     num_processes: int | None = None
     """Processes this run must find itself with, else it stops before it reads anything; null = as many as launched."""
 
