@@ -231,10 +231,9 @@ def full_shards(layout: Ranks) -> Facts:
             if dtype == torch.float32:  # as in a run, whose sums are float32
                 found["checked"][case] = raised(functools.partial(check, sharded, engines[1], held))
             found["noise"][case] = noise_of_shards(held)
+            here = sum(part.numel() for part in held.shards.trained.values())
+            found["share"] = here / sum(parameter.numel() for parameter in whole.parameters())
             found["steps"][case] = steps_of_shards(whole, sharded, engines, held, dtype)
-    found["share"] = sum(part.numel() for part in held.shards.trained.values()) / sum(
-        parameter.numel() for parameter in whole.parameters()
-    )
     found["refused"] = refused_in_full(layout)
     return found
 
@@ -303,10 +302,11 @@ def refused_in_full(layout: Ranks) -> list[Any]:
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     number.temperature = nn.Parameter(torch.tensor(1.0))
     cases = [(tiny(), "ghost", False), (tiny(), "bookkeeping", True), (shared, "bookkeeping", False)]
-    return [
-        raised(lambda m=model, e=engine, c=is_on: shard_everything(m, layout, engine=e, checkpointing=c))  # type: ignore[misc]
-        for model, engine, is_on in [*cases, (number, "bookkeeping", False)]
-    ]
+
+    def shard(model: nn.Module, engine: str, checkpointing: bool) -> None:
+        shard_everything(model, layout, engine=engine, checkpointing=checkpointing)
+
+    return [raised(functools.partial(shard, *case)) for case in [*cases, (number, "bookkeeping", False)]]
 
 
 def job_of(layout: Ranks, generator: str = "keyed") -> Job:

@@ -22,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from safesynthdp.errors import ReportedElsewhere, SafeSynthError, UserError
+from safesynthdp.training.meeting import WAY_OUT
 
 if TYPE_CHECKING:
     from safesynthdp.training.full_shards import Shards
+    from safesynthdp.training.meeting import Watch
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -44,6 +46,9 @@ class Ranks:
     """Forward passes of the model talk to the other ranks, so all ranks must run as many (frozen_shards.py)."""
     shards: "Shards | None" = None
     """Where trained weights are sharded too: what this rank holds of them (full_shards.py)."""
+
+    watch: "Watch | None" = None
+    """Listens whether the others are alive (meeting.py)."""
 
     @property
     def is_main(self) -> bool:
@@ -253,6 +258,5 @@ def collective(call: Callable[[], Any]) -> None:
 
 def _lost() -> SafeSynthError:
     return SafeSynthError(
-        "another process of this run was lost (killed, out of memory, or its machine is gone); nothing on disk is "
-        "harmed: the same command goes on where the run stopped"
+        f"another process of this run was lost (killed, out of memory, or its machine is gone); {WAY_OUT}"
     )
