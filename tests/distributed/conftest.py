@@ -51,16 +51,28 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(recipe: Path) -> Iterator[Start]:
-    """Return a starter of W processes of one run; whatever is left at the end is killed."""
+    """Return a starter of W processes of one run, or ``only`` some; whatever is left at the end is killed.
+
+    ``again`` starts further ones of the run begun last.
+    """
     begun = list["subprocess.Popen[str]"]()
 
+    ports = list[int]()
+
     def run(
-        world_size: int, output_dir: Path, *words: str, door: Sequence[str] = (DOOR,)
+        world_size: int,
+        output_dir: Path,
+        *words: str,
+        door: Sequence[str] = (DOOR,),
+        only: Sequence[int] | None = None,
+        again: bool = False,
     ) -> list[subprocess.Popen[str]]:
+        if not again:
+            ports.append(free_port())
         common = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         if world_size > 1:
             common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[-1])}
         config = ["--config", str(recipe)] if tuple(door) == (DOOR,) else []
         command = [sys.executable, *door, *config, "--output_dir", str(output_dir), *words]
         started = [
@@ -72,7 +84,7 @@ def start(recipe: Path) -> Iterator[Start]:
                 text=True,
                 cwd=ROOT,
             )
-            for rank in range(world_size)
+            for rank in (range(world_size) if only is None else only)
         ]
         begun.extend(started)
         return started

@@ -4,6 +4,7 @@ python tests/distributed/ranks_worker.py FOLDER, with RANK, WORLD_SIZE, MASTER_A
 and 3 ranks are groups of the first so many; everybody takes part in making them.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -31,12 +32,14 @@ from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example
 from safesynthdp.training.frozen_shards import shard_frozen
+from safesynthdp.training.full_shards import shard_everything, trained_here, with_shards
 from safesynthdp.training.launching import start_ranks
 from safesynthdp.training.loop import Job, _noise_once
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.scoring import token_log_probs
-from safesynthdp.training.selfcheck import check_ranks
-from safesynthdp.training.step import StepFacts, sum_clipped_gradients, zero_sums
+from safesynthdp.training.selfcheck import check_engine, check_ranks
+from safesynthdp.training.state import state_tensors
+from safesynthdp.training.step import StepFacts, set_gradients, sum_clipped_gradients, zero_sums
 
 VOCAB, CLIP, SIGMA = 41, 0.5, 1.25
 DRAWS = {"empty": 0, "one record": 1, "fewer than ranks": 2, "many": 17}
@@ -52,7 +55,8 @@ def main(folder: Path) -> None:
         if whole.rank < size:
             layout = Ranks(rank=whole.rank, world_size=size, group=group, control=group)
             found[str(size)] = {
-                check.__name__: check(layout) for check in (sums, noise, talk, failures, scores, self_check, shards)
+                check.__name__: check(layout)
+                for check in (sums, noise, talk, failures, scores, self_check, shards, full_shards)
             }
         dist.barrier()
     (folder / f"rank-{whole.rank}.json").write_text(json.dumps(found))
@@ -77,21 +81,13 @@ def sums(layout: Ranks) -> Facts:
 
 def noise(layout: Ranks) -> Facts:
     """Noise on a sum of zeros, over steps, for both generators."""
-    mechanism = DPSGDMechanism(
-        num_records=100, expected_batch_size=10, noise_multiplier=SIGMA, steps=3, per_sample_max_grad_norm=CLIP
-    )
     found: Facts = {}
     for generator in ("keyed", "device"):
         drawn = list[Tensor]()
         for step in range(2):
             held = {"a": torch.zeros(150, 100), "b": torch.zeros(5000)}
             layout.add_up(held.values())
-            job = SimpleNamespace(
-                plan=SimpleNamespace(mechanism=mechanism),
-                config=SimpleNamespace(privacy=SimpleNamespace(noise_generator=generator)),
-                ranks=layout,
-            )
-            _noise_once(cast(Job, job), held, step=step, keys=StepKeys.from_unsafe_seed(1))
+            _noise_once(job_of(layout, generator), held, step=step, keys=StepKeys.from_unsafe_seed(1))
             layout.agree("the noise", digest(held))
             drawn.append(torch.cat([value.flatten() for value in held.values()]).double())
         flat = torch.stack(drawn)
@@ -174,10 +170,10 @@ def self_check(layout: Ranks) -> Facts:
     model = tiny()
     engine = BookkeepingEngine(model)
 
-    def check() -> None:
+    def compare() -> None:
         check_ranks(model, engine, ranks=layout, vocab_size=VOCAB, pad_token_id=0)
 
-    good, before = raised(check), digest(trainable_parameters(model))
+    good, before = raised(compare), digest(trainable_parameters(model))
     unbroken = Ranks.add_up
 
     def averaged(self: Ranks, tensors: Iterable[Tensor]) -> None:
@@ -187,7 +183,7 @@ def self_check(layout: Ranks) -> Facts:
             tensor /= self.world_size
 
     with patch.object(Ranks, "add_up", averaged):
-        bad = raised(check)
+        bad = raised(compare)
     return {"good": good, "bad": bad, "restored": before == digest(trainable_parameters(model))}
 
 
@@ -210,8 +206,126 @@ def shards(layout: Ranks) -> Facts:
         }
     here = sum(p.to_local().numel() for p in sharded.parameters() if isinstance(p, DTensor))
     everywhere = sum(p.numel() for p in sharded.parameters() if isinstance(p, DTensor))
-    full = raised(lambda: shard_frozen(tiny(), layout, engine="bookkeeping", checkpointing=False))
-    return {"draws": found, "share": here / everywhere, "full": full}
+    return {"draws": found, "share": here / everywhere}
+
+
+def full_shards(layout: Ranks) -> Facts:
+    """Full fine-tuning on sharded weights against one process: sums, noise, weights after steps, what is refused."""
+    if layout.world_size not in (2, 3):
+        return {}
+    found: Facts = {"checked": {}, "steps": {}, "noise": {}}
+    for is_tied in (False, True):
+        for dtype in (torch.float64, torch.float32):
+            case = f"{'tied' if is_tied else 'untied'}, {dtype}"
+            found[case] = {}
+            whole, sharded = tiny(is_tied=is_tied).to(dtype), tiny(is_tied=is_tied).to(dtype)
+            engines = BookkeepingEngine(whole), BookkeepingEngine(sharded)
+            held = sharded_in_full(sharded, engines[1], layout)
+            assert held.shards is not None
+            for name, size in DRAWS.items():
+                alone, facts = total(whole, engines[0], records(size), 64, Ranks(), dtype)
+                parts, same = total(sharded, engines[1], records(size), 64, held, dtype)
+                error = max(difference(held.shards.places[k].cut(alone[k]), parts[k]) for k in alone)
+                largest = max(float(value.abs().max()) for value in alone.values())
+                found[case][name] = {"error": error, "largest": largest, "facts": close(facts, same)}
+            if dtype == torch.float32:  # as in a run, whose sums are float32
+                found["checked"][case] = raised(functools.partial(check, sharded, engines[1], held))
+            found["noise"][case] = noise_of_shards(held)
+            here = sum(part.numel() for part in held.shards.trained.values())
+            found["share"] = here / sum(parameter.numel() for parameter in whole.parameters())
+            found["steps"][case] = steps_of_shards(whole, sharded, engines, held, dtype)
+    found["refused"] = refused_in_full(layout)
+    return found
+
+
+def sharded_in_full(model: nn.Module, engine: BookkeepingEngine, layout: Ranks) -> Ranks:
+    """Return the layout of a model that is sharded over it."""
+    shards = shard_everything(model, layout, engine="bookkeeping", checkpointing=False)
+    engine.shard(shards)
+    return with_shards(layout, shards)
+
+
+def check(model: nn.Module, engine: BookkeepingEngine, held: Ranks) -> None:
+    """Run both start-up checks."""
+    check_engine(model, engine, vocab_size=VOCAB, pad_token_id=0, ranks=held)
+    check_ranks(model, engine, ranks=held, vocab_size=VOCAB, pad_token_id=0)
+
+
+def noise_of_shards(held: Ranks) -> bool:
+    """Return whether every element got the very noise that one process gives it, and got it once."""
+    assert held.shards is not None
+    shapes = {name: held.shards.places[name].shape for name in held.shards.trained}
+    alone = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    parts = {name: torch.zeros_like(part, dtype=torch.float32) for name, part in held.shards.trained.items()}
+    for sums, layout in ((alone, Ranks()), (parts, held)):
+        _noise_once(job_of(layout), sums, step=3, keys=StepKeys.from_unsafe_seed(1))
+    whole = held.shards.whole_tensors({f"trainable.{name}": part for name, part in parts.items()})
+    same = [torch.equal(whole[f"trainable.{name}"], value) for name, value in alone.items()] if held.is_main else [True]
+    return all(same) and all(bool(value.any()) for value in alone.values())
+
+
+def steps_of_shards(
+    whole: nn.Module,
+    sharded: nn.Module,
+    engines: tuple[BookkeepingEngine, BookkeepingEngine],
+    held: Ranks,
+    dtype: torch.dtype,
+) -> float:
+    """Return the largest difference of weights and moments after three steps, by rank 0; also of what is released."""
+    assert held.shards is not None
+    trained = trainable_parameters(whole), held.shards.trained
+    optimizers = [torch.optim.AdamW(part.values(), lr=0.01, eps=1e-3) for part in trained]
+    for step in range(3):
+        for arm, (model, layout) in enumerate(((whole, Ranks()), (sharded, held))):
+            sums, _ = total(model, engines[arm], records(9 + step), 64, layout, dtype)
+            _noise_once(job_of(layout), sums, step=step, keys=StepKeys.from_unsafe_seed(1))
+            set_gradients(trained[arm], sums, divisor=4.0)
+            optimizers[arm].step()
+    held.shards.check_alias()
+    parts = held.shards.whole_tensors(state_tensors(trained[1], optimizers[1]))
+    released = held.shards.released()
+    if not held.is_main:
+        return 0.0
+    expected = state_tensors(trained[0], optimizers[0])
+    assert released.keys() == whole.state_dict().keys()
+    assert parts.keys() == expected.keys()
+    return max(
+        *(difference(expected[key], value) for key, value in parts.items()),
+        *(difference(value, released[key]) for key, value in whole.state_dict().items()),
+    )
+
+
+def refused_in_full(layout: Ranks) -> list[Any]:
+    """What is said of an engine, of checkpointing, of a tensor that two layers share, and of a single number."""
+    shared, number = tiny(num_layers=2), tiny()
+    layers = cast(Any, shared).model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    number.temperature = nn.Parameter(torch.tensor(1.0))
+    cases = [(tiny(), "ghost", False), (tiny(), "bookkeeping", True), (shared, "bookkeeping", False)]
+
+    def shard(model: nn.Module, engine: str, checkpointing: bool) -> None:
+        shard_everything(model, layout, engine=engine, checkpointing=checkpointing)
+
+    return [raised(functools.partial(shard, *case)) for case in [*cases, (number, "bookkeeping", False)]]
+
+
+def job_of(layout: Ranks, generator: str = "keyed") -> Job:
+    """Return what the noise of a step needs of a job."""
+    mechanism = DPSGDMechanism(
+        num_records=100, expected_batch_size=10, noise_multiplier=SIGMA, steps=3, per_sample_max_grad_norm=CLIP
+    )
+    job = SimpleNamespace(
+        plan=SimpleNamespace(mechanism=mechanism),
+        config=SimpleNamespace(privacy=SimpleNamespace(noise_generator=generator)),
+        ranks=layout,
+    )
+    return cast(Job, job)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two tensors of one shape."""
+    assert one.shape == other.shape
+    return float((one.detach() - other.detach()).abs().max()) if one.numel() else 0.0
 
 
 def total(
@@ -223,7 +337,7 @@ def total(
     dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], StepFacts]:
     """Return the clipped sum of a draw."""
-    held = {name: value.to(dtype) for name, value in zero_sums(trainable_parameters(model)).items()}
+    held = {name: value.to(dtype) for name, value in zero_sums(trained_here(model, layout)).items()}
     facts = sum_clipped_gradients(
         model,
         engine,
@@ -250,12 +364,12 @@ def close(left: StepFacts, right: StepFacts) -> bool:
     return all(one[k] == other[k] or abs(one[k] - other[k]) < 1e-6 for k in one)
 
 
-def tiny() -> nn.Module:
+def tiny(*, is_tied: bool = False, num_layers: int = 1) -> nn.Module:
     """Return a small model with dropout in its attention, in training mode."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": num_layers}
     config = LlamaConfig(
-        vocab_size=VOCAB, num_attention_heads=2, attention_dropout=0.1, tie_word_embeddings=False, **sizes
+        vocab_size=VOCAB, num_attention_heads=2, attention_dropout=0.1, tie_word_embeddings=is_tied, **sizes
     )
     model: nn.Module = LlamaForCausalLM(config)
     return model.train()

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safesynthdp.runs import RunDirectory
 from safesynthdp.training import state as state_module
 from safesynthdp.training.command import main
 from safesynthdp.training.loss import record_losses
+from safesynthdp.training.meeting import Pulse
 from safesynthdp.training.state import Clock, fill_state, find_state, save_state
 
 Start = Callable[..., list[Any]]
@@ -177,3 +180,73 @@ def test_a_model_that_gives_no_finite_loss_spends_its_steps_on_noise_and_says_so
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(line["num_dropped"] for line in lines)
     assert len(lines) == 12
+
+
+SHORT = ("--hardware.meeting_seconds", "5", "--hardware.silence_seconds", "5")
+COMES_AND_GOES = """
+import os, signal
+from safesynthdp.training.meeting import Patience, meet
+meet(os.environ, Patience(meeting=60))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_whoever_does_not_come_is_named_and_the_others_end(tmp_path: Path, start: Start, end: End, absent: int) -> None:
+    processes = start(2, tmp_path / "run", *SHORT)
+    processes[absent].kill()
+    here = end(processes, seconds=60)[1 - absent]
+    assert here.code == 1
+    said = here.err.strip().splitlines()[-1]  # torch has a page of its own to say before
+    assert said.startswith("error: ")
+    assert ("rank 0 of 2 did not answer" if absent == 0 else "rank 1 of 2 did not come within 5 s") in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_the_group_is_formed_ends_the_others(tmp_path: Path, start: Start, end: End) -> None:
+    words = (*SHORT[:1], "60", *SHORT[2:])
+    with_main = start(2, tmp_path / "run", *words, only=(0,))
+    gone = start(2, tmp_path / "run", door=("-c", COMES_AND_GOES), only=(1,), again=True)
+    began = time.monotonic()
+    main_rank = end([*with_main, *gone], seconds=60)[0]
+    assert time.monotonic() - began < 60
+    assert main_rank.code == 1
+    assert "no sign of life from rank 1 of 2 for 5 s" in main_rank.err
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_others_and_the_run_goes_on(
+    tmp_path: Path, start: Start, end: End, steps_in: Callable[[Path], int]
+) -> None:
+    words = ("--train.max_steps", "40", *SHORT[2:])
+    processes = start(2, tmp_path / "run", *words)
+    while steps_in(tmp_path / "run") < 5:
+        assert processes[0].poll() is None, processes[0].communicate()[1]
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    main_rank = end(processes[:1], seconds=60)[0]
+    assert time.monotonic() - began < 45
+    assert main_rank.code == 1
+    assert "no sign of life from rank 1 of 2 for 5 s" in main_rank.err
+    processes[1].kill()
+    assert [ended.code for ended in end(start(2, tmp_path / "run", *words))] == [0, 0]
+    assert steps_in(tmp_path / "run") == 40
+
+
+def test_only_a_rank_that_came_and_fell_silent_is_lost_and_own_sleep_is_not_held_against_others() -> None:
+    now = [100.0]
+    pulse = Pulse(rank=0, silence=8.0, clock=lambda: now[0])
+    for beat in range(20):
+        now[0] += 1
+        pulse.hear({0: "1", 1: str(beat), 2: str(min(beat, 5))})
+        lost = pulse.judge()
+        assert lost == ([2] if beat > 5 + 8 else []), beat
+    now[0] += 3600  # this very process was suspended
+    assert pulse.judge() == []
+    for _ in range(7):
+        now[0] += 1
+        assert pulse.judge() == []
+    now[0] += 1.5
+    assert pulse.judge() == [1, 2]

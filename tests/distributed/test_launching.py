@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from safesynthdp.privacy.ledger import Ledger
 
@@ -65,6 +67,24 @@ def test_an_fsdp2_launch_shards_the_base_and_releases_what_an_unsharded_one_does
         assert ("sharded over 2 processes" in done.stdout) == (name == "sharded")
     adapters = "checkpoint/adapter_model.safetensors"
     assert (tmp_path / "whole" / adapters).read_bytes() == (tmp_path / "sharded" / adapters).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_fsdp2_launch_of_full_fine_tuning_shards_everything_and_releases_what_one_process_does(
+    recipe: Path, tmp_path: Path
+) -> None:
+    words = [*launched("fsdp2"), "--num_processes", "3", "--main_process_ip", "127.0.0.1"]
+    done = launch(*words, recipe=recipe, run=tmp_path / "sharded")
+    assert done.returncode == 0, done.stderr
+    assert "weights, sums and moments are sharded over 3 processes" in done.stdout
+    done = launch(*launched("cpu"), recipe=recipe, run=tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    alone, sharded = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("alone", "sharded"))
+    assert alone.keys() == sharded.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(sharded[name], value, atol=1e-6, rtol=0, err_msg=name)
+    configs = [(tmp_path / name / "checkpoint" / "config.json").read_text() for name in ("alone", "sharded")]
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.slow

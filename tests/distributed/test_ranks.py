@@ -18,6 +18,7 @@ from safesynthdp.training import launching
 from safesynthdp.training.sharding import deal
 
 SIZES = (1, 2, 3, 4)
+FULL_CASES = [f"{tie}, torch.float{bits}" for tie in ("untied", "tied") for bits in (32, 64)]
 STD = 0.5 * 1.25  # clip times noise multiplier, as in ranks_worker.py
 Found = list[dict[str, Any]]
 
@@ -53,6 +54,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 def each(found: Found, check: str) -> list[tuple[int, int, dict[str, Any]]]:
     """Every rank's facts of a check: (world size, rank, facts)."""
     return [(size, rank, found[rank][str(size)][check]) for size in SIZES for rank in range(size)]
+
+
+def of_full(found: Found) -> list[tuple[int, int, dict[str, Any]]]:
+    """Every rank's facts of full sharding, over 2 and 3 ranks."""
+    return [facts for facts in each(found, "full_shards") if facts[0] in (2, 3)]
 
 
 def test_the_sum_of_a_draw_is_the_same_for_1_2_3_and_4_processes_whatever_the_micro_batches(found: Found) -> None:
@@ -129,7 +135,41 @@ def test_adapters_on_a_sharded_base_give_the_sums_of_one_process_also_where_a_ra
             assert draw["facts"], "a made-up micro-batch is not counted"
             assert (draw["largest"] == 0) == (name == "empty")
         assert sharded["share"] < 1 / size + 0.1
-        assert sharded["full"][:2] == ["ConfigError", 2], "full fine-tuning is refused with the reason"
+
+
+def test_full_fine_tuning_on_sharded_weights_gives_the_sums_of_one_process_tied_or_not(found: Found) -> None:
+    for size, rank, sharded in of_full(found):
+        for case in FULL_CASES:
+            tolerance = 1e-12 if "float64" in case else 1e-6
+            for name, draw in sharded[case].items():
+                assert draw["error"] <= tolerance * max(1, draw["largest"]), f"rank {rank} of {size}: {case}, {name}"
+                assert draw["facts"], "a made-up micro-batch is not counted"
+                assert (draw["largest"] == 0) == (name == "empty")
+        assert sharded["share"] < 1 / size + 0.15, "each rank holds its part only"
+
+
+def test_three_steps_on_sharded_weights_end_with_the_weights_and_moments_of_one_process(found: Found) -> None:
+    for size, rank, sharded in of_full(found):
+        for case in FULL_CASES:
+            assert sharded["steps"][case] <= (1e-12 if "float64" in case else 1e-6), f"rank {rank} of {size}: {case}"
+
+
+def test_every_element_of_a_sharded_sum_gets_the_noise_of_one_process_to_the_bit(found: Found) -> None:
+    for size, rank, sharded in of_full(found):
+        assert set(sharded["noise"].values()) == {True}, f"rank {rank} of {size}"
+
+
+def test_the_start_up_checks_compare_sharded_sums_with_autograd_and_pass(found: Found) -> None:
+    for _, _, sharded in of_full(found):
+        assert all(said == [] for said in sharded["checked"].values()), sharded["checked"]
+
+
+def test_what_cannot_be_sharded_exactly_is_refused_by_name(found: Found) -> None:
+    for _, _, sharded in of_full(found):
+        kinds = [said[:2] for said in sharded["refused"]]
+        assert kinds == [["ConfigError", 2]] * 4
+        names = ("clipping_engine=ghost", "gradient_checkpointing", "up_proj.weight are one tensor", "temperature is a")
+        assert all(name in said[2] for name, said in zip(names, sharded["refused"], strict=True))
 
 
 def test_every_micro_batch_is_dealt_once_and_none_is_a_deal_too() -> None:

@@ -142,3 +142,23 @@ def test_one_two_three_and_four_processes_release_the_same_weights_up_to_roundin
         for name, value in alone.items():
             np.testing.assert_allclose(other[name], value, atol=1e-6, rtol=0, err_msg=f"{size} processes: {name}")
         assert priced(tmp_path / str(size)) == priced(tmp_path / "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_fully_sharded_run_that_is_killed_goes_on_to_the_same_bytes_and_also_on_one_process(
+    tmp_path: Path, start: Start, end: End, steps_in: StepsIn, weights: Weights
+) -> None:
+    words = (*LONG, "--hardware.sharding", "full")
+    assert [ended.code for ended in end(start(3, tmp_path / "straight", *words))] == [0, 0, 0]
+    for name, size, more in (("again", 3, words), ("alone", 1, LONG)):
+        killed = start(3, tmp_path / name, *words)
+        reach(14, tmp_path / name, steps_in, killed)
+        killed[1].kill()
+        ended = end(killed, seconds=60)
+        assert [ended[0].code, ended[2].code] == [1, 1]
+        assert "another process of this run was lost" in ended[0].err
+        assert [ended.code for ended in end(start(size, tmp_path / name, *more))] == [0] * size
+        assert steps_in(tmp_path / name) == 40
+    assert weights(tmp_path / "again") == weights(tmp_path / "straight")
+    assert priced(tmp_path / "again") == priced(tmp_path / "alone") == priced(tmp_path / "straight")

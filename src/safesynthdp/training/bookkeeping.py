@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from safesynthdp.errors import SafeSynthError, UnsupportedLayer
 from safesynthdp.training.clipping import clip_factors, trainable_parameters, units_of
 from safesynthdp.training.layer_gradients import Formed, LayerGradient, Lookup, Outer, Tied, gram, is_formed
 from safesynthdp.training.recording import forward_of
+
+if TYPE_CHECKING:
+    from safesynthdp.training.full_shards import Shards
 
 
 class BookkeepingEngine:
@@ -40,6 +43,7 @@ class BookkeepingEngine:
         self._trainable = trainable_parameters(model)
         self._owners = _owners(model, self._trainable)
         self._open: BookkeepingTape | None = None
+        self._shards: Shards | None = None
         self._modules = [(path, module) for path, module in model.named_modules() if _own_trainables(module)]
         for path, module in self._modules:
             if "forward" in vars(module):
@@ -48,6 +52,10 @@ class BookkeepingEngine:
             record = forward_of(module)
             assert record is not None  # _owners refused it
             module.forward = functools.partial(self._forward, module, path, record, module.forward)
+
+    def shard(self, shards: "Shards") -> None:
+        """From now on weights are gathered for each pass, and sums are kept in shards (full_shards.py)."""
+        self._trainable, self._shards = shards.sharded, shards
 
     @contextmanager
     def tape(self, *, rows: int, units: int | None = None) -> Iterator["BookkeepingTape"]:
@@ -65,7 +73,8 @@ class BookkeepingEngine:
         """Begin a micro-batch; ``tape`` does this and ends it."""
         if self._open is not None:
             raise SafeSynthError("a micro-batch was begun within another one; this is a defect")
-        self._open = BookkeepingTape(self._trainable, self._owners, rows=rows, units=units_of(rows, units))
+        units = units_of(rows, units)
+        self._open = BookkeepingTape(self._trainable, self._owners, rows=rows, units=units, shards=self._shards)
         return self._open
 
     def close_tape(self) -> None:
@@ -106,8 +115,10 @@ class BookkeepingTape:
         *,
         rows: int,
         units: int,
+        shards: "Shards | None" = None,
     ) -> None:
         self.rows = rows
+        self._shards = shards
         self.is_closed = False
         self.on_record: Callable[[], None] | None = None
         self._units = units
@@ -182,7 +193,10 @@ class BookkeepingTape:
             found = self._found.pop(name)
             if any_broken:
                 found.drop(broken_U)
-            found.add_into(total, factors_U)
+            if self._shards is None:
+                found.add_into(total, factors_U)
+            else:
+                self._shards.add_part(name, found, factors_U, total)
 
     def found(self) -> Mapping[str, LayerGradient]:
         """Return what is held of each trainable until the factors are known."""

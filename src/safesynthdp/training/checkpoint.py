@@ -6,11 +6,12 @@ be released (state.py) and what the release cost (the ledger).
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from safesynthdp.model_config import ModelConfig
 from safesynthdp.privacy.storage import disk_error, write_json, write_text
@@ -28,6 +29,7 @@ def write_checkpoint(
     config: ModelConfig,
     guarantee: str,
     use_lora: bool,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write ``checkpoint/`` whole or not at all and return its path.
 
@@ -38,6 +40,7 @@ def write_checkpoint(
         config: Names the base model on the card.
         guarantee: One sentence for the card, read from the ledger.
         use_lora: Only the adapter is written.
+        weights: What to write where ``model`` holds only parts of it (``Shards.released``).
 
     Raises:
         SafeSynthError: If the disk refuses.
@@ -45,7 +48,8 @@ def write_checkpoint(
     target, unfinished = run_path / CHECKPOINT, run_path / f".{CHECKPOINT}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        model.save_pretrained(str(unfinished))  # type: ignore[operator]  # peft and transformers share the method
+        given = {} if weights is None else {"state_dict": dict(weights)}
+        model.save_pretrained(str(unfinished), **given)  # type: ignore[operator]  # peft and transformers share it
         tokenizer.save_pretrained(str(unfinished))
         if use_lora:
             _normalise_adapter_config(unfinished / "adapter_config.json", base=_base_name(config))

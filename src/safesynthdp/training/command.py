@@ -26,8 +26,13 @@ def main(argv: Sequence[str]) -> None:
         say_dry_run(config)
         return
     from safesynthdp.training.launching import end_ranks, start_ranks
+    from safesynthdp.training.meeting import Patience
 
-    ranks = start_ranks(num_processes=config.hardware.num_processes)
+    hardware = config.hardware
+    patience = Patience(
+        meeting=hardware.meeting_seconds, silence=hardware.silence_seconds, waiting=hardware.waiting_seconds
+    )
+    ranks = start_ranks(num_processes=hardware.num_processes, patience=patience)
     run = _open_run(config, ranks)
     if run.is_finished:
         run.say(f"{run.path} is finished already, with this config; nothing to do")

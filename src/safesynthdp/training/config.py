@@ -148,11 +148,19 @@ class HardwareConfig:
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    sharding: Literal["auto", "none", "frozen_base"] = "auto"
-    """'frozen_base' shards what is not trained over the processes (FSDP2; LoRA only), 'none' keeps the whole model on
-    each; 'auto' = frozen_base when launched with an FSDP config (accelerate_configs/fsdp2.yaml), else none."""
+    sharding: Literal["auto", "none", "frozen_base", "full"] = "auto"
+    """'frozen_base' shards what is not trained over the processes (FSDP2; with LoRA), 'full' shards everything, with
+    sums and moments (full fine-tuning), 'none' keeps the whole model on each; 'auto' = the one that fits when launched
+    with an FSDP config (accelerate_configs/fsdp2.yaml), else none."""
     num_processes: int | None = None
     """Processes this run must find itself with, else it stops before it reads anything; null = as many as launched."""
+    meeting_seconds: float = 120.0
+    """Seconds within which all processes must have started, else those that came end and name the others."""
+    silence_seconds: float = 60.0
+    """Seconds without a sign of life after which a process counts as lost (killed, suspended, out of reach) and the
+    others end; the same command goes on. A busy process gives signs of life."""
+    waiting_seconds: float = 1800.0
+    """Seconds that a live but busy process (a download, a search for the noise) may keep the others waiting."""
 
     def __post_init__(self) -> None:
         """Refuse sizes without a meaning."""
@@ -162,6 +170,9 @@ class HardwareConfig:
             )
         if self.physical_batch_size is not None and self.physical_batch_size < 1:
             raise ConfigError(f"hardware.physical_batch_size={self.physical_batch_size}: give a whole number above 0")
+        for name in ("meeting_seconds", "silence_seconds", "waiting_seconds"):
+            if not 1 <= getattr(self, name) <= 1e6:
+                raise ConfigError(f"hardware.{name}={getattr(self, name)} is outside [1, 1e6]; give seconds")
         if self.num_processes is not None and self.num_processes < 1:
             raise ConfigError(f"hardware.num_processes={self.num_processes}: give a whole number above 0")
 

@@ -1,37 +1,43 @@
 """A frozen base that no GPU holds whole: FSDP2 shards it, the adapters stay replicated.
 
-Here: what is sharded, and what is refused. Elsewhere: the sums of the adapters, added as ever (ranks.py), and the equal
-number of micro-batches a sharded forward pass needs (step.py). Source: ``torch.distributed.fsdp.fully_shard`` with
-``ignored_params``.
+Here: whether anything is sharded, and the frozen base of LoRA. Elsewhere: full fine-tuning (full_shards.py), the sums
+of the adapters, added as ever (ranks.py), the equal number of micro-batches that a sharded pass needs (step.py).
+Source: ``torch.distributed.fsdp.fully_shard`` with ``ignored_params``.
 
 Guarantee:
     Only parameters that are not trained are sharded. Each rank sees whole records and whole adapters, so clip, sum and
-    noise are those of an unsharded run. Full fine-tuning is refused: a sharded weight's gradient would be reduced, and
-    averaged, before we could clip it.
+    noise are those of an unsharded run.
 """
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.training.full_shards import layer_lists
 from safesynthdp.training.ranks import Ranks
 
+Sharding = Literal["none", "frozen_base", "full"]
 
-def wants_shards(sharding: str, ranks: Ranks) -> bool:
-    """Return whether the frozen base is to be sharded: as configured, or under auto as launched.
+
+def wanted_sharding(sharding: str, ranks: Ranks, *, use_lora: bool) -> Sharding:
+    """Return what is to be sharded: as configured, or under auto as launched.
 
     Raises:
-        ConfigError: If one process was asked to.
+        ConfigError: If one process was asked to, or what is named does not fit what is trained.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if sharding == "none" or (sharding == "auto" and not launched):
-        return False
+        return "none"
     if not ranks.are_several:
         raise ConfigError(f"hardware.sharding={sharding}: one process has nobody to share with; launch several")
-    return True
+    fitting: Sharding = "frozen_base" if use_lora else "full"
+    if sharding not in ("auto", fitting):
+        what = "adapters are trained (LoRA)" if use_lora else "every weight is trained (full fine-tuning)"
+        raise ConfigError(f"hardware.sharding={sharding}: {what}; use {fitting}, auto or none")
+    return fitting
 
 
 def shard_frozen(model: nn.Module, ranks: Ranks, *, engine: str, checkpointing: bool) -> None:
@@ -46,10 +52,7 @@ def shard_frozen(model: nn.Module, ranks: Ranks, *, engine: str, checkpointing: 
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     frozen = sum(parameter.numel() for parameter in model.parameters()) - sum(p.numel() for p in trained)
     if not frozen:
-        raise ConfigError(
-            "hardware.sharding: full fine-tuning keeps every weight on every process, since a sharded gradient is "
-            "averaged before it can be clipped; set lora.enabled, or hardware.sharding=none"
-        )
+        raise ConfigError("hardware.sharding=frozen_base: nothing is frozen; use full, or hardware.sharding=none")
     if engine not in ("bookkeeping", "plain"):
         raise ConfigError(
             f"hardware.sharding: hardware.clipping_engine={engine} runs passes of its own; use bookkeeping"
@@ -59,7 +62,7 @@ def shard_frozen(model: nn.Module, ranks: Ranks, *, engine: str, checkpointing: 
     group = ranks.group or torch.distributed.group.WORLD
     mesh = DeviceMesh.from_group(group, ranks.device.type)  # type: ignore[arg-type]  # WORLD is set by now
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": trained}
-    for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+    for layers in layer_lists(model):
         for layer in layers:
             if any(not parameter.requires_grad for parameter in layer.parameters()):
                 fully_shard(layer, **options)

@@ -1,7 +1,8 @@
 """How many processes were started, and whether that is how many were meant.
 
 Here: building the process group through accelerate, once, and refusing a launch that silently became something else.
-Elsewhere: what the processes do together (ranks.py). Source of the traps: accelerate 1.15, where
+Elsewhere: whether all come and live (meeting.py), what the processes do together (ranks.py). Source of the traps:
+accelerate 1.15, where
 ``accelerate launch --cpu --num_processes 2`` starts one process.
 """
 
@@ -11,22 +12,24 @@ from datetime import timedelta
 import torch
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.training.meeting import Patience, meet
 from safesynthdp.training.ranks import Ranks
 
 LAUNCH = "accelerate launch --config_file accelerate_configs/cpu_2proc.yaml (multi_gpu.yaml on GPUs) --num_processes N"
-SILENCE = timedelta(minutes=30)
-"""How long a live process may let the others wait: a download, a search for the noise."""
 
 
-def start_ranks(*, num_processes: int | None = None) -> Ranks:
+def start_ranks(*, num_processes: int | None = None, patience: Patience | None = None) -> Ranks:
     """Join the processes of this launch, or return the only one.
 
     Args:
         num_processes: ``hardware.num_processes``: how many were meant; None = as many as the launcher says.
+        patience: How long to wait for the others before this process ends.
 
     Raises:
         ConfigError: If more or fewer processes were started than were meant.
+        SafeSynthError: If some did not come, or were lost before all had met.
     """
+    patience = patience or Patience()
     _refuse_silent_single(os.environ)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes is not None and num_processes != wanted:
@@ -36,9 +39,11 @@ def start_ranks(*, num_processes: int | None = None) -> Ranks:
     use_cpu = _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if use_cpu and os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         _stay_on_this_machine()
+    watch = meet(os.environ, patience) if wanted > 1 else None
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=use_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=SILENCE)])
+    waiting = timedelta(seconds=patience.waiting)
+    accelerator = Accelerator(cpu=use_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=waiting)])
     found = accelerator.num_processes
     if found != wanted:
         raise ConfigError(f"num_processes={found}, but the launcher started {wanted}; launch with {LAUNCH}")
@@ -47,12 +52,15 @@ def start_ranks(*, num_processes: int | None = None) -> Ranks:
         return Ranks(device=device)
     if device.type == "cpu" and wanted > 1 and not use_cpu:
         raise ConfigError(f"num_processes={wanted}: accelerate gave the CPU where there is a GPU; set use_cpu: true")
-    control = None if device.type == "cpu" else torch.distributed.new_group(backend="gloo", timeout=SILENCE)
-    return Ranks(rank=accelerator.process_index, world_size=found, device=device, control=control)
+    control = None if device.type == "cpu" else torch.distributed.new_group(backend="gloo", timeout=waiting)
+    return Ranks(rank=accelerator.process_index, world_size=found, device=device, control=control, watch=watch)
 
 
 def end_ranks(ranks: Ranks) -> None:
     """Leave the process group; only when all went well, since a broken one would wait."""
+    if ranks.watch is not None:
+        ranks.watch.stop()
+        ranks.total([0.0])  # rank 0 holds the meeting point: it leaves when nobody listens there any more
     if ranks.are_several and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -26,13 +26,14 @@ from safesynthdp.errors import LedgerMismatch, Preempted, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import progress
 from safesynthdp.runs import RunDirectory
-from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
+from safesynthdp.training.clipping import ClippingEngine
 from safesynthdp.training.config import FinetuneConfig, TrainConfig
 from safesynthdp.training.examples import Example
+from safesynthdp.training.full_shards import trained_here
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.state import Clock, fill_state, find_state, save_state
+from safesynthdp.training.state import Clock, fill_state, find_state, save_state, state_tensors
 from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_clipped_gradients, zero_sums
 from safesynthdp.training.units import Units
 
@@ -68,15 +69,22 @@ def train(job: Job) -> int:
         Preempted: The same after SIGTERM.
     """
     ranks = job.ranks
-    trainable = trainable_parameters(job.model)
+    trainable = trained_here(job.model, ranks)
     optimizer, scheduler = _optimizer(trainable, job.config.train, steps=job.plan.steps)
     clock = _start(job, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
 
     def save(now: Clock) -> None:
-        ranks.agree("the trained weights", digest(trainable) if ranks.are_several else "")
+        whole = _whole_state(ranks, trainable, optimizer)
         with ranks.together():
             if ranks.is_main:
-                save_state(job.run.state, clock=now, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
+                save_state(
+                    job.run.state,
+                    clock=now,
+                    trainable=trainable,
+                    optimizer=optimizer,
+                    scheduler=scheduler,
+                    whole=whole,
+                )
 
     save(clock)
     keys = job.keys.derive(clock.incarnation)
@@ -108,6 +116,19 @@ def train(job: Job) -> int:
     return clock.step
 
 
+def _whole_state(
+    ranks: Ranks, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Mapping[str, torch.Tensor] | None:
+    """See that all ranks train the same thing; where it is sharded, return it whole (on rank 0) for a state."""
+    if ranks.shards is None:
+        ranks.agree("the trained weights", digest(trainable) if ranks.are_several else "")
+        return None
+    with ranks.together():
+        ranks.shards.check_alias()
+    with ranks.working():
+        return ranks.shards.whole_tensors(state_tensors(trainable, optimizer))
+
+
 def _progress(job: Job) -> AbstractContextManager[Callable[[int], None]]:
     """Rank 0 shows it."""
     if job.ranks.is_main:
@@ -131,7 +152,7 @@ class _MovesCheck:
         if not any(group["lr"] >= SHOWS_IN_FLOAT32 for group in optimizer.param_groups):
             return self
         for name, parameter in self._trainable.items():
-            if torch.equal(parameter.detach(), self._before[name]):
+            if parameter.numel() and torch.equal(parameter.detach(), self._before[name]):
                 raise SafeSynthError(
                     f"{name} did not move in the first step, though noise was added: the optimizer does not hold it"
                 )
@@ -162,14 +183,16 @@ def _noise_once(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: Ste
 
     Guarantee:
         Every rank adds the same keyed noise to the same total, after the reduction: once, whatever their number. The
-        noise of a device differs from one device to another, so rank 0 draws it and sends the noisy sums.
+        noise of a device differs from one device to another, so rank 0 draws it and sends the noisy sums. Where sums
+        are sharded, every rank draws the noise of its own elements alone.
     """
     mechanism, generator = job.plan.mechanism, job.config.privacy.noise_generator
     assert mechanism is not None
     is_sent = generator == "device" and job.ranks.are_several
     with job.ranks.together():
         if job.ranks.is_main or not is_sent:
-            add_noise(sums, mechanism=mechanism, keys=keys, step=step, generator=generator)
+            offsets = job.ranks.shards.offsets if job.ranks.shards else None
+            add_noise(sums, mechanism=mechanism, keys=keys, step=step, generator=generator, offsets=offsets)
     if is_sent:
         job.ranks.spread(sums.values())
 
@@ -194,14 +217,16 @@ def _start(
                     f"resume: the ledger counts {job.spending.steps} steps and {job.run.state} holds none; start "
                     "another run in a new output_dir"
                 )
-    facts = job.ranks.share({} if found is None else found.facts)
+    ranks = job.ranks
+    facts = ranks.share({} if found is None else found.facts)
     if not facts:
         return Clock(step=0, incarnation=0, abandoned=0, signal=job.signal)
     clock, used = Clock(**facts["clock"]), int(facts["incarnations_used"])
-    tensors = job.ranks.share_bytes(b"" if found is None else found.tensors)
-    with job.ranks.together():
+    tensors = ranks.share_bytes(b"" if found is None else found.tensors)
+    with ranks.together():
         if clock.step:
-            fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
+            cut = ranks.shards.cut if ranks.shards else None
+            fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
     if clock.signal == job.signal and facts["is_newest"]:
         return clock
     return Clock(
@@ -213,7 +238,7 @@ def _start(
 
 
 def _optimizer(
-    trainable: dict[str, nn.Parameter], config: TrainConfig, *, steps: int
+    trainable: Mapping[str, nn.Parameter], config: TrainConfig, *, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Plain AdamW and a public schedule: post-processing of the noisy gradient."""
     from transformers import get_scheduler

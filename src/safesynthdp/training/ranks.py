@@ -15,13 +15,18 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from safesynthdp.errors import ReportedElsewhere, SafeSynthError, UserError
+from safesynthdp.training.meeting import WAY_OUT
+
+if TYPE_CHECKING:
+    from safesynthdp.training.full_shards import Shards
+    from safesynthdp.training.meeting import Watch
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -39,6 +44,11 @@ class Ranks:
     """The group for facts: gloo on the CPU, which notices a dead peer at once; None = all processes."""
     is_sharded: bool = False
     """Forward passes of the model talk to the other ranks, so all ranks must run as many (frozen_shards.py)."""
+    shards: "Shards | None" = None
+    """Where trained weights are sharded too: what this rank holds of them (full_shards.py)."""
+
+    watch: "Watch | None" = None
+    """Listens whether the others are alive (meeting.py)."""
 
     @property
     def is_main(self) -> bool:
@@ -101,11 +111,11 @@ class Ranks:
 
         Every rank gets the same bits: each element is added up in one place and sent to all.
         """
-        self._in_buckets(tensors, lambda flat: dist.all_reduce(flat, group=self.group))
+        self._in_buckets(tensors, lambda flat: dist.all_reduce(flat, group=self._group_of(flat)))
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite each tensor with rank 0's."""
-        self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0, group=self.group))
+        self._in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0, group=self._group_of(flat)))
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Return the sum over the ranks of each of a few numbers."""
@@ -118,7 +128,7 @@ class Ranks:
     def add_up_facts(self, numbers: Tensor) -> None:
         """Replace a tensor on the CPU by its sum over the ranks."""
         if self.are_several:
-            _collective(lambda: dist.all_reduce(numbers, group=self.control))
+            collective(lambda: dist.all_reduce(numbers, group=self.control))
 
     def share(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return rank 0's ``value`` on every rank; it is whatever JSON can hold."""
@@ -131,11 +141,11 @@ class Ranks:
         if not self.are_several:
             return value
         size = torch.tensor([len(value)])
-        _collective(lambda: dist.broadcast(size, src=0, group=self.control))
+        collective(lambda: dist.broadcast(size, src=0, group=self.control))
         sent = torch.frombuffer(bytearray(value), dtype=torch.uint8) if self.is_main and value else None
         held = sent if sent is not None else torch.empty(int(size), dtype=torch.uint8)
         if len(held):
-            _collective(lambda: dist.broadcast(held, src=0, group=self.control))
+            collective(lambda: dist.broadcast(held, src=0, group=self.control))
         return held.numpy().tobytes()
 
     def gather(self, value: Any) -> list[Any]:
@@ -144,11 +154,11 @@ class Ranks:
             return [value]
         raw = json.dumps(value).encode()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        _collective(lambda: dist.all_gather(sizes, torch.tensor([len(raw)]), group=self.control))
+        collective(lambda: dist.all_gather(sizes, torch.tensor([len(raw)]), group=self.control))
         width = max(int(size) for size in sizes)
         mine = torch.frombuffer(bytearray(raw.ljust(width)), dtype=torch.uint8)
         rows = [torch.empty(width, dtype=torch.uint8) for _ in range(self.world_size)]
-        _collective(lambda: dist.all_gather(rows, mine, group=self.control))
+        collective(lambda: dist.all_gather(rows, mine, group=self.control))
         return [json.loads(row.numpy().tobytes()) for row in rows]
 
     def agree(self, what: str, value: Any) -> None:
@@ -171,6 +181,10 @@ class Ranks:
         """Every rank found the same error: rank 0 tells it."""
         return error if self.is_main else ReportedElsewhere(str(error), exit_code=error.exit_code)
 
+    def _group_of(self, tensor: Tensor) -> Any:
+        """A model that is not on its device yet is sent as facts are."""
+        return self.group if tensor.device.type == self.device.type else self.control
+
     def _settle(self, error: BaseException | None) -> None:
         """Exchange who failed; return only if nobody did, or this very rank is to tell its own error."""
         if not self.total([float(error is not None)])[0]:
@@ -185,15 +199,15 @@ class Ranks:
             raise kind(f"rank {first} of {self.world_size}: {message}") from error
         raise ReportedElsewhere(message, exit_code=code) from error
 
-    def _in_buckets(self, tensors: Iterable[Tensor], collective: Callable[[Tensor], Any]) -> None:
+    def _in_buckets(self, tensors: Iterable[Tensor], send: Callable[[Tensor], Any]) -> None:
         if not self.are_several:
             return
         for bucket in _buckets(list(tensors)):
             if len(bucket) == 1 and bucket[0].is_contiguous():
-                _collective(lambda alone=bucket[0]: collective(alone))  # type: ignore[misc]
+                collective(lambda alone=bucket[0]: send(alone))  # type: ignore[misc]
                 continue
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            _collective(lambda flat=flat: collective(flat))  # type: ignore[misc]
+            collective(lambda flat=flat: send(flat))  # type: ignore[misc]
             begin = 0
             for tensor in bucket:
                 tensor.copy_(flat[begin : begin + tensor.numel()].view(tensor.shape))
@@ -234,7 +248,7 @@ def _told(error: BaseException | None) -> dict[str, Any] | None:
     return {"message": f"{name}; its own output says where", "exit_code": SafeSynthError.exit_code}
 
 
-def _collective(call: Callable[[], Any]) -> None:
+def collective(call: Callable[[], Any]) -> None:
     """Run one collective; a lost peer is one clear line instead of a page of gloo."""
     try:
         call()
@@ -244,6 +258,5 @@ def _collective(call: Callable[[], Any]) -> None:
 
 def _lost() -> SafeSynthError:
     return SafeSynthError(
-        "another process of this run was lost (killed, out of memory, or its machine is gone); nothing on disk is "
-        "harmed: the same command goes on where the run stopped"
+        f"another process of this run was lost (killed, out of memory, or its machine is gone); {WAY_OUT}"
     )

@@ -6,9 +6,10 @@ same with an explanation on screen (``safesynthdp selftest engine``).
 """
 
 import math
+import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from safesynthdp.errors import SafeSynthError, UnsupportedLayer
 from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows, trainable_parameters
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example, collate
+from safesynthdp.training.full_shards import trained_here
 from safesynthdp.training.loss import record_losses
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.step import clip_units, sum_clipped_gradients, zero_sums
@@ -27,8 +29,10 @@ _LENGTHS = (7, 12, 9)
 _WAY_OUT = "choose another hardware.clipping_engine, freeze it or use LoRA"
 
 
-def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, pad_token_id: int) -> None:
-    """Compare the engine with single records.
+def check_engine(
+    model: nn.Module, engine: ClippingEngine, *, vocab_size: int, pad_token_id: int, ranks: Ranks | None = None
+) -> None:
+    """Compare the engine with single records; where the model is sharded in full, all ranks do it together.
 
     Checked: norms, the clipped sum tensor by tensor, every trainable reached, one record releases at most C, a record
     does not depend on another one, a record that is not finite adds nothing, and nothing is left behind. Adapters
@@ -38,13 +42,14 @@ def check_engine(model: nn.Module, engine: ClippingEngine, *, vocab_size: int, p
     Raises:
         UnsupportedLayer: Naming the first parameter whose gradient is wrong, and the way out.
     """
-    with _as_if_trained(model) as generator:
-        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id, generator=generator)
-        check = _Check(model, engine, pad_token_id)
+    check = _Check(model, engine, pad_token_id, ranks or Ranks())
+    with _as_if_trained(model, check.trainable):
+        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id)
         singles = [check.single_gradient(example) for example in made]
-        bound = float(torch.stack([_norm(grads) for grads in singles]).median())
+        norms = [check.norm(grads) for grads in singles]
+        bound = statistics.median(norms)
         check.sums_are_right(made, singles, bound)
-        check.one_record_stays_within(made[1], float(_norm(singles[1])) / 2)
+        check.one_record_stays_within(made[1], norms[1] / 2)
         check.rows_do_not_interact(made, bound)
         check.not_finite_adds_nothing(made, singles, bound)
 
@@ -57,25 +62,32 @@ def check_ranks(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, vocab
     """
     if not ranks.are_several:
         return
-    trainable = trainable_parameters(model)
-    with _as_if_trained(model) as generator:
-        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id, generator=generator)
+    trainable = trained_here(model, ranks)
+
+    def add_up(drawn: Sequence[Example], sums: Mapping[str, Tensor], who: Ranks) -> None:
+        sum_clipped_gradients(
+            model,
+            engine,
+            sums,
+            [[example] for example in drawn],
+            per_sample_max_grad_norm=math.inf if engine.name == "plain" else 1.0,
+            hardware=HardwareConfig(physical_batch_size=2),
+            pad_token_id=pad_token_id,
+            dropout_seed=0,
+            ranks=who,
+        )
+
+    lone = Ranks(shards=ranks.shards, is_sharded=ranks.shards is not None)
+    with _as_if_trained(model, trainable):
+        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id)
         for drawn in (made * ranks.world_size, made[:1], []):
             alone, together = zero_sums(trainable), zero_sums(trainable)
-            for sums, who in ((alone, Ranks()), (together, ranks)):
-                sum_clipped_gradients(
-                    model,
-                    engine,
-                    sums,
-                    [[example] for example in drawn],
-                    per_sample_max_grad_norm=math.inf if engine.name == "plain" else 1.0,
-                    hardware=HardwareConfig(physical_batch_size=2),
-                    pad_token_id=pad_token_id,
-                    dropout_seed=0,
-                    ranks=who,
-                )
-            for name, total in together.items():
-                error, size = float((total - alone[name]).norm()), float(alone[name].norm())
+            with _rank_0_alone_gives(ranks):
+                add_up(drawn, alone, lone)
+            add_up(drawn, together, ranks)
+            differences = [total - alone[name] for name, total in together.items()]
+            found = [*_lengths(differences, ranks), *_lengths(alone.values(), ranks)]
+            for name, error, size in zip(together, found[: len(together)], found[len(together) :], strict=True):
                 if not error <= FLOAT32_TOLERANCE * size:
                     raise SafeSynthError(
                         f"{name}: {ranks.world_size} processes add up another gradient than one does; run on one "
@@ -86,9 +98,9 @@ def check_ranks(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, vocab
 class _Check:
     """The model, its engine, and what is asked of them."""
 
-    def __init__(self, model: nn.Module, engine: ClippingEngine, pad_token_id: int) -> None:
-        self.model, self.engine, self.pad_token_id = model, engine, pad_token_id
-        self.trainable = trainable_parameters(model)
+    def __init__(self, model: nn.Module, engine: ClippingEngine, pad_token_id: int, ranks: Ranks) -> None:
+        self.model, self.engine, self.pad_token_id, self.ranks = model, engine, pad_token_id, ranks
+        self.trainable = trained_here(model, ranks)
         self.device = next(iter(self.trainable.values())).device
         is_float32 = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
         self.tolerance = FLOAT32_TOLERANCE if is_float32 else BFLOAT16_TOLERANCE
@@ -96,21 +108,26 @@ class _Check:
     def clipped(self, made: Sequence[Example], bound: float) -> tuple[dict[str, Tensor], Tensor]:
         """Return sums and norms of a batch, by the engine."""
         sums = zero_sums(self.trainable)
-        _, norms = clip_units(
-            self.model,
-            self.engine,
-            sums,
-            [[example] for example in made],
-            per_sample_max_grad_norm=bound,
-            pad_token_id=self.pad_token_id,
-            device=self.device,
-        )
+        with _rank_0_alone_gives(self.ranks):
+            _, norms = clip_units(
+                self.model,
+                self.engine,
+                sums,
+                [[example] for example in made],
+                per_sample_max_grad_norm=bound,
+                pad_token_id=self.pad_token_id,
+                device=self.device,
+            )
         return sums, norms
 
     def single_gradient(self, example: Example) -> dict[str, Tensor]:
         """Return the gradient of one unpadded record's loss by plain autograd, outside every tape."""
         self.model.eval()  # without checkpointing, which plain autograd.grad cannot cross
         loss = record_losses(self.model, collate([example], pad_token_id=self.pad_token_id, device=self.device))[0]
+        if self.ranks.shards is not None:  # all ranks hold the same record, and FSDP takes the mean
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.model.train()
+            return self.ranks.shards.take_gradients()
         grads = torch.autograd.grad(loss, list(self.trainable.values()), allow_unused=True)
         self.model.train()
         named = zip(self.trainable.items(), grads, strict=True)
@@ -119,17 +136,17 @@ class _Check:
     def sums_are_right(self, made: Sequence[Example], singles: Sequence[Mapping[str, Tensor]], bound: float) -> None:
         """Norms and clipped sum equal those of the loop; every trainable is reached; no gradient is left behind."""
         sums, found = self.clipped(made, bound)
-        norms = torch.stack([_norm(grads) for grads in singles]).cpu()
+        norms = torch.tensor([self.norm(grads) for grads in singles])
         if not torch.allclose(found.float(), norms, rtol=self.tolerance):
-            raise UnsupportedLayer(f"{_worst(sums, singles)}: per-record norms are wrong in a batch; {_WAY_OUT}")
+            raise UnsupportedLayer(f"{self._worst(sums, singles)}: per-record norms are wrong in a batch; {_WAY_OUT}")
         self._compare(sums, singles, bound)
-        left = [name for name, p in self.trainable.items() if p.grad is not None]
+        left = [name for name, p in trainable_parameters(self.model).items() if p.grad is not None]
         if left:
             raise UnsupportedLayer(f"{left[0]}: the engine left a gradient behind; {_WAY_OUT}")
 
     def one_record_stays_within(self, example: Example, bound: float) -> None:
         """A single clipped record releases at most C, and not much less."""
-        released = float(_norm(self.clipped([example], bound)[0]))
+        released = self.norm(self.clipped([example], bound)[0])
         if not (1 - 3 * self.tolerance) * bound <= released <= bound:
             raise UnsupportedLayer(f"one record releases {released / bound:.5f} of the clip; {_WAY_OUT}")
 
@@ -149,7 +166,7 @@ class _Check:
         sums = zero_sums(self.trainable)
         batch = collate(made, pad_token_id=self.pad_token_id, device=self.device)
         poison_B = torch.tensor([math.nan] + [1.0] * (len(made) - 1), device=self.device)
-        with self.engine.tape(rows=len(made)) as tape:
+        with _rank_0_alone_gives(self.ranks), self.engine.tape(rows=len(made)) as tape:
             losses_B = record_losses(self.model, batch) * poison_B
             try:
                 tape.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
@@ -157,28 +174,54 @@ class _Check:
                 sums = self.clipped(made[1:], bound)[0]
         self._compare(sums, singles[1:], bound)
 
+    def norm(self, grads: Mapping[str, Tensor]) -> float:
+        """Return the L2 norm over all tensors, and over all ranks' parts of them."""
+        return math.hypot(*_lengths(grads.values(), self.ranks))
+
     def _compare(self, sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]], bound: float) -> None:
-        scales = [min(1.0, bound / float(_norm(grads))) for grads in singles]
+        """Compare tensor by tensor; all ranks come to the same verdict."""
+        scales = [min(1.0, bound / self.norm(grads)) for grads in singles]
         expected = {
             name: torch.stack([grads[name] * scale for grads, scale in zip(singles, scales, strict=True)]).sum(dim=0)
             for name in sums
         }
-        rounded = self.tolerance / 100 * float(_norm(expected))  # a key's bias may have no gradient but rounding
-        for name, total in sums.items():
-            if not bool(expected[name].any()):
+        sizes = _lengths(expected.values(), self.ranks)
+        errors = _lengths([total - expected[name] for name, total in sums.items()], self.ranks)
+        rounded = self.tolerance / 100 * math.hypot(*sizes)  # a key's bias may have no gradient but rounding
+        for name, size, error in zip(sums, sizes, errors, strict=True):
+            if not size:
                 raise UnsupportedLayer(
                     f"{name} is trainable but no record reaches it; freeze it or change lora.target_modules"
                 )
-            error = float((total - expected[name]).norm())
-            allowed = 3 * self.tolerance * float(expected[name].norm())  # the clip's own margin is 1e-3
+            allowed = 3 * self.tolerance * size  # the clip's own margin is 1e-3
             if not error < allowed + rounded:
                 raise UnsupportedLayer(f"{name}: the clipped sum is off by {error:.1e}; {_WAY_OUT}")
 
+    def _worst(self, sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]]) -> str:
+        """Name the parameter whose sum is furthest from the loop's, for the error message."""
+
+        def distance(name: str) -> float:
+            plain = torch.stack([grads[name] for grads in singles]).sum(dim=0)
+            unit = sums[name] / sums[name].norm().clamp(min=1e-12) - plain / plain.norm().clamp(min=1e-12)
+            return float(unit.norm())
+
+        return max(sums, key=distance)
+
+
+def _lengths(tensors: Iterable[Tensor], ranks: Ranks) -> list[float]:
+    """Return the L2 norm of each tensor, whole if ranks hold parts of it."""
+    squares = [float(tensor.double().square().sum()) for tensor in tensors]
+    return [math.sqrt(total) for total in (ranks.total(squares) if ranks.shards else squares)]
+
+
+def _rank_0_alone_gives(ranks: Ranks) -> AbstractContextManager[None]:
+    """Where sums are sharded and all ranks run the same records: count them once."""
+    return ranks.shards.giving_nothing(unless=ranks.shards.ranks.is_main) if ranks.shards else nullcontext()
+
 
 @contextmanager
-def _as_if_trained(model: nn.Module) -> Iterator[torch.Generator]:
+def _as_if_trained(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Without dropout and with nothing at zero; weights and rates are restored on leaving."""
-    trainable = trainable_parameters(model)
     before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
     rates = [
         (module, name, value)
@@ -194,7 +237,7 @@ def _as_if_trained(model: nn.Module) -> Iterator[torch.Generator]:
             for parameter in trainable.values():
                 if not bool(parameter.any()):
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-        yield generator
+        yield
     finally:
         for module, name, rate in rates:
             setattr(module, name, rate)
@@ -204,22 +247,9 @@ def _as_if_trained(model: nn.Module) -> Iterator[torch.Generator]:
                 parameter.grad = None
 
 
-def _norm(grads: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
-
-
-def _worst(sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]]) -> str:
-    """Name the parameter whose sum is furthest from the loop's, for the error message."""
-
-    def distance(name: str) -> float:
-        plain = torch.stack([grads[name] for grads in singles]).sum(dim=0)
-        return float((sums[name] / sums[name].norm().clamp(min=1e-12) - plain / plain.norm().clamp(min=1e-12)).norm())
-
-    return max(sums, key=distance)
-
-
-def _made_up(*, vocab_size: int, pad_token_id: int, generator: torch.Generator) -> list[Example]:
+def _made_up(*, vocab_size: int, pad_token_id: int) -> list[Example]:
     """Three records of random tokens, with the pad token inside one of them."""
+    generator = torch.Generator().manual_seed(1)
     made = list[Example]()
     for row, length in enumerate(_LENGTHS):
         ids = torch.randint(vocab_size, (length,), generator=generator).tolist()
@@ -230,10 +260,17 @@ def _made_up(*, vocab_size: int, pad_token_id: int, generator: torch.Generator) 
 
 
 def seconds_per_token(
-    model: nn.Module, engine: ClippingEngine, *, rows: int, length: int, vocab_size: int, pad_token_id: int
+    model: nn.Module,
+    engine: ClippingEngine,
+    *,
+    rows: int,
+    length: int,
+    vocab_size: int,
+    pad_token_id: int,
+    ranks: Ranks | None = None,
 ) -> float:
     """Time one clipped micro-batch of made-up records and return seconds per token."""
-    trainable = trainable_parameters(model)
+    trainable = trained_here(model, ranks or Ranks())
     device = next(iter(trainable.values())).device
     ids = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0)).tolist()
     made = [[Example(input_ids=tuple(row), num_prompt_tokens=1, is_truncated=False)] for row in ids]

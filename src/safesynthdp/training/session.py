@@ -11,12 +11,12 @@ import platform
 import statistics
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from safesynthdp.config import to_mapping
 from safesynthdp.errors import ConfigError
@@ -36,12 +36,14 @@ from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.progress import duration
 from safesynthdp.records import Records
 from safesynthdp.runs import RunDirectory, commit, versions
+from safesynthdp.training.bookkeeping import BookkeepingEngine
 from safesynthdp.training.checkpoint import write_checkpoint
 from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.engines import Chosen, choose_engine
 from safesynthdp.training.examples import Example, encode
-from safesynthdp.training.frozen_shards import shard_frozen, wants_shards
+from safesynthdp.training.frozen_shards import Sharding, shard_frozen, wanted_sharding
+from safesynthdp.training.full_shards import shard_everything, with_shards
 from safesynthdp.training.histogram import LABELS, settle_labels
 from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
@@ -109,9 +111,11 @@ def run_session(
     )
     steps = train(job)
     ready.engine.close()
+    with ranks.working():
+        weights = ranks.shards.released() if ranks.shards else None
     with ranks.together():
         if ranks.is_main:
-            release = _release(config, run, ready.model, ready.tokenizer, spending=spending)
+            release = _release(config, run, ready, spending=spending, weights=weights)
             run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
             drop_state(run.state)
             run.say(f"{_sentence(release, plan, config)} -> {run.path}")
@@ -131,18 +135,21 @@ def _prepare(
         examples = encode(
             records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
         )
-        model, chosen = _model_and_engine(config, examples, device=device, dp=plan.mechanism is not None)
+        use_lora = wants_lora(config.model, config.lora)
+        sharding = wanted_sharding(config.hardware.sharding, ranks, use_lora=use_lora)
+        dp = plan.mechanism is not None
+        model, chosen = _model_and_engine(config, examples, device=device, dp=dp, sharding=sharding)
     engine = chosen.engine
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
     _agree_on_everything(ranks, model, examples, engine=engine)
-    if wants_shards(config.hardware.sharding, ranks):
-        shard_frozen(model, ranks, engine=engine.name, checkpointing=config.hardware.gradient_checkpointing)
-        ranks = dataclasses.replace(ranks, is_sharded=True)
-        run.say(f"the frozen base is sharded over {ranks.world_size} processes")
+    ranks = _shard(model, engine, ranks, sharding=sharding, checkpointing=config.hardware.gradient_checkpointing)
+    if sharding != "none":
+        what = "the frozen base is" if sharding == "frozen_base" else "weights, sums and moments are"
+        run.say(f"{what} sharded over {ranks.world_size} processes")
     pad_token_id = token_id(tokenizer.pad_token_id or 0)
-    checked = _check(model, engine, ranks=ranks, pad_token_id=pad_token_id, dp=plan.mechanism is not None)
+    checked = _check(model, engine, ranks=ranks, pad_token_id=pad_token_id, dp=dp)
     parameters = sum(p.numel() for p in trainable_parameters(model).values())
     run.say(f"engine {engine.name} ({chosen.reason}): {checked}; {parameters:,} trainable parameters")
     run.update(
@@ -152,6 +159,7 @@ def _prepare(
         num_truncated=truncated,
         device=str(device),
         is_sharded=ranks.is_sharded,
+        sharding=sharding,
     )
     return Prepared(
         model=model,
@@ -163,13 +171,27 @@ def _prepare(
     )
 
 
+def _shard(model: nn.Module, engine: ClippingEngine, ranks: Ranks, *, sharding: Sharding, checkpointing: bool) -> Ranks:
+    """Shard the model as asked and return the ranks as they work from here on."""
+    if sharding == "none":
+        return ranks
+    with ranks.together():
+        if sharding == "frozen_base":
+            shard_frozen(model, ranks, engine=engine.name, checkpointing=checkpointing)
+            return dataclasses.replace(ranks, is_sharded=True)
+        shards = shard_everything(model, ranks, engine=engine.name, checkpointing=checkpointing)
+        assert isinstance(engine, BookkeepingEngine)  # shard_everything refused any other
+        engine.shard(shards)
+    return with_shards(ranks, shards)
+
+
 def _check(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, pad_token_id: int, dp: bool) -> str:
     """Run the start-up checks and return what to say of them."""
     said = "gradients are not clipped"
     vocab_size = _vocab_size(model)
     with ranks.together():
         if dp:
-            check_engine(model, engine, vocab_size=vocab_size, pad_token_id=pad_token_id)
+            check_engine(model, engine, vocab_size=vocab_size, pad_token_id=pad_token_id, ranks=ranks)
             said = "clipped sums agree with single records"
         if ranks.are_several:
             check_ranks(model, engine, ranks=ranks, vocab_size=vocab_size, pad_token_id=pad_token_id)
@@ -194,10 +216,11 @@ def _agree_on_everything(
 
 
 def _model_and_engine(
-    config: FinetuneConfig, examples: Sequence[Example], *, device: torch.device, dp: bool
+    config: FinetuneConfig, examples: Sequence[Example], *, device: torch.device, dp: bool, sharding: Sharding
 ) -> tuple[nn.Module, Chosen]:
     base = load_base_model(config.model, seed=config.train.seed)
-    base.to(device)  # type: ignore[arg-type]  # transformers wraps the signature away
+    if sharding != "full":  # else it goes there layer by layer, and only this rank's part stays
+        base.to(device)  # type: ignore[arg-type]  # transformers wraps the signature away
     if config.hardware.gradient_checkpointing:
         # Opacus' hooks need the reentrant form, which needs an input that requires a gradient; ours takes either.
         base.gradient_checkpointing_enable({"use_reentrant": True})  # type: ignore[no-untyped-call]
@@ -210,6 +233,10 @@ def _model_and_engine(
     rows = max(1, min(rows, config.hardware.physical_batch_size or rows, len(examples)))
     most = config.privacy.max_records_per_user
     engine = config.hardware.clipping_engine
+    if sharding == "full" and not dp:  # FSDP would average plain gradients
+        return model, Chosen(
+            engine=BookkeepingEngine(model), reason="privacy.mode=none clips nothing; sums are sharded"
+        )
     return model, choose_engine(model, clipping_engine=engine, rows=rows, rows_per_unit=most, dp=dp)
 
 
@@ -235,7 +262,7 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
         "config": values,
         "data": records.fingerprint,
         "engine": engine.name,
-        "is_sharded": ranks.is_sharded,
+        "is_sharded": "full" if ranks.shards else ranks.is_sharded,
         "device": "cpu" if ranks.device.type == "cpu" else uuid.uuid4().hex,
         "machines": ranks.gather([platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]),
         "versions": versions(),
@@ -257,6 +284,7 @@ def _say_estimate(config: FinetuneConfig, run: RunDirectory, ready: Prepared, *,
         length=length,
         vocab_size=_vocab_size(ready.model),
         pad_token_id=ready.pad_token_id,
+        ranks=ready.ranks,
     )
     seconds = pace * length * batch * max(steps, 0) / ready.ranks.world_size
     run.say(f"about {duration(seconds)} for {steps} steps of {batch} records on average")
@@ -269,20 +297,21 @@ def _vocab_size(model: nn.Module) -> int:
 def _release(
     config: FinetuneConfig,
     run: RunDirectory,
-    model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    ready: Prepared,
     *,
     spending: Spending,
+    weights: Mapping[str, Tensor] | None,
 ) -> Release:
     """Price first, then write what was priced."""
     release = spending.close()
     write_checkpoint(
         run.path,
-        model=model,
-        tokenizer=tokenizer,
+        model=ready.model,
+        tokenizer=ready.tokenizer,
         config=config.model,
         guarantee=_guarantee(release, config),
         use_lora=wants_lora(config.model, config.lora),
+        weights=weights,
     )
     return release
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,12 @@ def save_state(
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a folder for this step, then point ``latest.json`` at it, then drop the older ones."""
+    """Write a folder for this step, then point ``latest.json`` at it, then drop the older ones.
+
+    ``whole`` are the ``state_tensors`` of all ranks put together, where ``trainable`` and the moments are only parts.
+    """
     name = f"step-{clock.step:08d}-{clock.incarnation}"
     newest = _latest_name(state)
     if newest == name:
@@ -75,9 +79,9 @@ def save_state(
         shutil.rmtree(left, ignore_errors=True)
     make_private_directory(unfinished)
     try:
-        tensors = {f"trainable.{k}": v.detach().cpu().contiguous() for k, v in trainable.items()}
-        moments, counts = _optimizer_tensors(optimizer)
-        save_file(tensors | moments, unfinished / TENSORS)
+        tensors = state_tensors(trainable, optimizer) if whole is None else whole
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, unfinished / TENSORS)
+        counts = {str(i): float(held["step"]) for i, held in optimizer.state_dict()["state"].items()}
         schedule = {k: v for k, v in scheduler.state_dict().items() if not k.startswith("lr_lambdas")}
         facts = {"clock": asdict(clock), "optimizer_steps": counts, "scheduler": schedule}
         write_json(unfinished / "clock.json", facts | {"sha256": _flushed_hash(unfinished / TENSORS)})
@@ -92,6 +96,14 @@ def save_state(
     for folder in state.glob("step-*"):
         if folder.name not in (name, newest):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def state_tensors(trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of a state: ``trainable.NAME``, and ``optimizer.I.MOMENT`` for AdamW's two of the I-th."""
+    found: dict[str, Tensor] = {f"trainable.{name}": parameter for name, parameter in trainable.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{index}.{name}": value for name, value in values.items() if name != "step"}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +148,9 @@ def fill_state(
     trainable: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    cut: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
-    """Fill trainables, optimizer and scheduler from a found state, bit by bit.
+    """Fill trainables, optimizer and scheduler from a found state, bit by bit; ``cut`` takes a rank's part of each.
 
     Raises:
         LedgerMismatch: If names or shapes are not those of this model.
@@ -146,6 +159,8 @@ def fill_state(
     names = {key.removeprefix("trainable.") for key in saved if key.startswith("trainable.")}
     for name in sorted(names ^ trainable.keys()):
         raise LedgerMismatch(f"resume: {name} is trained now or then, not both; restore the config or output_dir")
+    if cut is not None:
+        saved = {key: cut(key, value) for key, value in saved.items()}
     for name, parameter in trainable.items():
         value = saved[f"trainable.{name}"]
         if value.shape != parameter.shape:
@@ -163,18 +178,6 @@ def drop_state(state: Path) -> None:
     for folder in state.glob("step-*"):
         shutil.rmtree(folder, ignore_errors=True)
     (state / LATEST).unlink(missing_ok=True)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """AdamW's two moments by the parameter's position, and its step counts."""
-    moments, counts = dict[str, Tensor](), dict[str, float]()
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            if name == "step":
-                counts[str(index)] = float(value)
-            else:
-                moments[f"optimizer.{index}.{name}"] = value.detach().cpu().contiguous()
-    return moments, counts
 
 
 def _fill_optimizer(

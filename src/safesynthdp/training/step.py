@@ -8,6 +8,7 @@ noise. Shapes: one float32 tensor a trainable parameter.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from safesynthdp.errors import SafeSynthError
+from safesynthdp.errors import ConfigError, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows
 from safesynthdp.training.config import HardwareConfig
@@ -78,7 +79,6 @@ def sum_clipped_gradients(
     ranks = ranks or Ranks()
     for total in sums.values():
         total.zero_()
-    device = next(iter(sums.values())).device
     losses, norms = list[Tensor](), list[Tensor]()
     chosen = list(
         micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
@@ -95,14 +95,15 @@ def sum_clipped_gradients(
                 [drawn[i] for i in chosen[number]],
                 per_sample_max_grad_norm=per_sample_max_grad_norm,
                 pad_token_id=pad_token_id,
-                device=device,
+                device=next(iter(sums.values())).device,
             )
             losses.append(losses_U)
             norms.append(norms_U)
         if ranks.is_sharded:
             missing = max(len(share) for share in shares) - len(shares[ranks.rank])
-            _keep_up(model, engine, sums, missing, pad_token_id=pad_token_id, device=device)
-    ranks.add_up(sums.values())
+            _keep_up(model, engine, sums, missing, pad_token_id=pad_token_id, ranks=ranks)
+    if ranks.shards is None:
+        ranks.add_up(sums.values())
     return _facts(losses, norms, per_sample_max_grad_norm, ranks)
 
 
@@ -146,18 +147,27 @@ def add_noise(
     keys: StepKeys,
     step: int,
     generator: Literal["keyed", "device"] = "keyed",
+    offsets: Mapping[str, int] | None = None,
 ) -> None:
     """Add noise_multiplier * C * N(0, 1) to every coordinate, once per logical step, whatever the micro-batches.
 
     Guarantee:
         Tensor k of step t gets a block of the keystream that no other tensor, step or incarnation uses. Normals are
-        drawn in float64 and added in float32. ``generator='device'`` is ``privacy.noise_generator``.
+        drawn in float64 and added in float32. ``generator='device'`` is ``privacy.noise_generator``. Where ``sums`` are
+        parts of tensors, ``offsets`` says at which element each begins: it gets the noise of its own place, the same
+        bits as in one process, and no element gets any twice.
+
+    Raises:
+        ConfigError: If a device's generator is asked for a part.
     """
-    for index, total in enumerate(sums.values()):
+    if offsets is not None and generator == "device":
+        raise ConfigError("privacy.noise_generator=device draws whole tensors; use keyed with hardware.sharding=full")
+    for index, (name, total) in enumerate(sums.items()):
         if generator == "device":
             drawn = mechanism.device_noise(step=step, tensor=index, count=total.numel(), keys=keys, device=total.device)
         else:
-            noise = mechanism.noise(step=step, tensor=index, count=total.numel(), keys=keys)
+            begin = 0 if offsets is None else offsets[name]
+            noise = mechanism.noise(step=step, tensor=index, count=total.numel(), keys=keys, offset=begin)
             drawn = torch.from_numpy(noise).to(total.device)
         total.view(-1).add_(drawn.to(total.dtype))
 
@@ -186,16 +196,26 @@ def _keep_up(
     count: int,
     *,
     pad_token_id: int,
-    device: torch.device,
+    ranks: Ranks,
 ) -> None:
-    """Run made-up micro-batches that are left out of the sum, so that this rank's passes are as many as the others'."""
+    """Run made-up micro-batches that are left out of the sum, so that this rank's passes are as many as the others'.
+
+    Where sums are sharded, this rank gives zeros and keeps its part of what the others give.
+    """
     made_up = Example(input_ids=(pad_token_id,) * 2, num_prompt_tokens=1, is_truncated=False)
+    bound, device = math.inf if engine.name == "plain" else 1.0, next(iter(sums.values())).device
     for _ in range(count):
-        left_out = {name: torch.zeros_like(total) for name, total in sums.items()}
-        bound, pad = math.inf if engine.name == "plain" else 1.0, pad_token_id
-        clip_units(
-            model, engine, left_out, [[made_up]], per_sample_max_grad_norm=bound, pad_token_id=pad, device=device
-        )
+        held = sums if ranks.shards is not None else {name: torch.zeros_like(total) for name, total in sums.items()}
+        with nullcontext() if ranks.shards is None else ranks.shards.giving_nothing():
+            clip_units(
+                model,
+                engine,
+                held,
+                [[made_up]],
+                per_sample_max_grad_norm=bound,
+                pad_token_id=pad_token_id,
+                device=device,
+            )
 
 
 def _tokens(units: Sequence[Sequence[Example]]) -> int:
