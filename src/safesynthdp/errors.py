@@ -39,6 +39,10 @@ class DataError(UserError):
     """The records cannot be used; the message names the file and, where it can, the row and the column."""
 
 
+class MissingColumn(DataError):
+    """A source lacks a column that was asked for."""
+
+
 class UnsupportedLayer(UserError):
     """A trainable parameter has no exact per-record gradient; the message names it."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safesynthdp.errors import ConfigError, DataError, SafeSynthError
+from safesynthdp.errors import ConfigError, DataError, MissingColumn, SafeSynthError
 
 _SHOWN_NAME = re.compile(r"[\w.;:/|-]{1,40}")  # without spaces: a csv without a header has a private text up there
 _SHOWN_COLUMNS = 20
@@ -66,7 +66,8 @@ def require_columns(name: str, wanted: Sequence[str], found: Sequence[str]) -> N
     """Refuse a source without a wanted column, and show those it has as far as they look like names.
 
     Raises:
-        DataError: With the missing column and the names found.
+        MissingColumn: With the missing column and the names found.
+        DataError: If a wanted column stands there twice.
     """
     for column in wanted:
         if found.count(column) > 1:
@@ -75,7 +76,7 @@ def require_columns(name: str, wanted: Sequence[str], found: Sequence[str]) -> N
             shown = [c for c in found if _SHOWN_NAME.fullmatch(c)][:_SHOWN_COLUMNS]
             hidden = len(found) - len(shown)
             more = f" and {hidden} not shown (is the first line a header?)" if hidden else ""
-            raise DataError(f"{name} has no column '{column}'; it has: {', '.join(shown) or 'none'}{more}")
+            raise MissingColumn(f"{name} has no column '{column}'; it has: {', '.join(shown) or 'none'}{more}")
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Table:

@@ -159,8 +159,8 @@ def test_a_wrong_column_leaves_no_directory_behind(files: dict[str, str], capsys
         ("--synthetic", "text,label\n", "no records"),
         ("--synthetic", "", "is empty"),
         ("--synthetic", 'text,label\n" ",good\n', "holds text"),
-        ("--synthetic", "text,other\na b,good\n", "no column 'label'"),
-        ("--holdout", "text,other\na b,good\n", "no column 'label'"),
+        ("--synthetic", "body,label\na b,good\n", "no column 'text'"),
+        ("--holdout", "body,label\na b,good\n", "no column 'text'"),
         ("--holdout", "text,label\na b,\n", "label"),
         ("--real", "text,label\n,good\n", "text"),
     ],
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_used_is_one_line(
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (("--downstream", "gru"), "downstream"),
+        (("--downstream", "bert"), "downstream"),
         (("--seeds", "0"), "seeds"),
         (("--seedz", "3"), "seedz"),
         (("--holdout", "/nowhere.csv"), "no such file"),

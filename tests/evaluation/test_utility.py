@@ -86,7 +86,7 @@ def test_every_row_has_a_ceiling_and_a_floor_and_says_what_it_reads(result: Resu
         assert row.ceiling is not None, row
         assert row.floor is not None, row
         assert "holdout" in row.reads
-        assert ("real" in row.reads) == (row.train_on in ("real", "real_matched")), row
+        assert ("real" in row.reads) == (row.train_on in ("real", "real_matched", "dp_direct")), row
         assert row.n > 0
 
 
@@ -165,7 +165,7 @@ def test_the_vocabulary_comes_from_the_training_side_only() -> None:
 
 
 def test_unknown_families_are_refused() -> None:
-    for wrong in ("lr,gru", "", "lr,lr"):
+    for wrong in ("lr,bert", "", "lr,lr"):
         with pytest.raises(ConfigError, match="downstream"):
             parse_families(wrong)
     assert parse_families(" nb, lr ") == ("nb", "lr")

@@ -5,24 +5,29 @@ console (table.py). Progress goes to stderr and results to stdout, so that ``--j
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safesynthdp.config import parse, to_mapping
 from safesynthdp.errors import ConfigError, LedgerMismatch
-from safesynthdp.evaluation.downstream import parse_families
-from safesynthdp.evaluation.inputs import Corpora, Input, find_suspicions, has_labels, load_inputs
+from safesynthdp.evaluation.downstream import MAX_TRAIN_RECORDS, Settings, parse_families
+from safesynthdp.evaluation.inputs import Columns, Corpora, Input, find_suspicions, has_labels, load_inputs
 from safesynthdp.evaluation.rows import LEVEL, Row, decide_publishable, find
 from safesynthdp.evaluation.rows import to_mapping as row_to_mapping
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import RunDirectory
 
+if TYPE_CHECKING:
+    from safesynthdp.evaluation.direct import Promise
+
 METRICS = "metrics.json"
 VERSION = 1
 MAX_SEEDS = 100
+MIN_RECORDS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,33 @@ class EvaluateConfig:
     """Column of the text."""
     label_column: str | None = "label"
     """Column of the label; null evaluates without labels and leaves out utility."""
-    downstream: str = "lr,nb"
-    """Classifiers to train, separated by commas: lr (logistic regression), nb (naive Bayes), both on tf-idf."""
+    holdout_text_column: str | None = None
+    """Column of the text in the holdout, where it is not text_column."""
+    holdout_label_column: str | None = None
+    """Column of the label in the holdout, where it is not label_column."""
+    synthetic_text_column: str | None = None
+    """Column of the text in synthetic and baseline, where it is neither text_column nor text."""
+    synthetic_label_column: str | None = None
+    """Column of the label in synthetic and baseline, where it is neither label_column nor label."""
+    downstream: str = "lr,nb,svm"
+    """Classifiers to train, separated by commas, the headline first: lr, nb, svm, rf (on tf-idf), emb (on embeddings),
+    gru, cnn (small networks on words), encoder (fine-tunes downstream_encoder)."""
+    downstream_encoder: str | None = None
+    """Pretrained encoder that the family encoder fine-tunes: a folder or an id."""
     seeds: int = 3
-    """Draws of every subsample and permutation, 1 to 100."""
+    """Draws of every subsample, permutation, random classifier and DP noise, 1 to 100."""
+    max_train_records: int = MAX_TRAIN_RECORDS
+    """Records that lr, nb and svm train and are tested on at most; rf, gru and cnn train on a quarter of it."""
+    max_records: int = 2000
+    """Records a side for whatever embeds or compares each text with each."""
+    dp_direct_epsilon: float | None = None
+    """Epsilon of the classifiers trained directly with DP; null reads it from the ledger of a synthetic run."""
+    dp_direct_delta: float = 1e-5
+    """Delta that goes with dp_direct_epsilon."""
+    dp_direct_adjacency: Literal["add_remove", "replace"] = "add_remove"
+    """Neighbouring relation that goes with dp_direct_epsilon."""
+    worst_cases: int = 20
+    """Synthetic texts that share most with a training record, listed with it in memorisation_worst.jsonl; private."""
     holdout_is_public: bool = False
     """The holdout holds nothing private, so numbers that read no training record may be published."""
     json: bool = False
@@ -60,7 +88,30 @@ class EvaluateConfig:
         """
         if not 1 <= self.seeds <= MAX_SEEDS:
             raise ConfigError(f"seeds={self.seeds} is out of range; give 1 to {MAX_SEEDS}")
-        parse_families(self.downstream)
+        for key, value in (("max_train_records", self.max_train_records), ("max_records", self.max_records)):
+            if value < MIN_RECORDS:
+                raise ConfigError(f"{key}={value} is too few to say anything; give {MIN_RECORDS} or more")
+        if self.worst_cases < 0:
+            raise ConfigError(f"worst_cases={self.worst_cases} is below 0; give 0 to write none")
+        self._check_direct()
+        is_named = "encoder" in parse_families(self.downstream)
+        if is_named != (self.downstream_encoder is not None):
+            missing = "downstream_encoder names none" if is_named else "downstream does not list encoder"
+            raise ConfigError(f"downstream_encoder={self.downstream_encoder}: {missing}; set both or neither")
+
+    def _check_direct(self) -> None:
+        epsilon, delta = self.dp_direct_epsilon, self.dp_direct_delta
+        if epsilon is not None and not 0 < epsilon < math.inf:
+            raise ConfigError(f"dp_direct_epsilon={epsilon} is no budget; give a finite number above 0")
+        if not 0 < delta < 1:
+            raise ConfigError(f"dp_direct_delta={delta} is out of range; give one between 0 and 1")
+
+    def columns(self) -> dict[str, Columns]:
+        """Return where each role keeps text and label."""
+        real = Columns(text=self.text_column, label=self.label_column)
+        holdout = _renamed(real, self.holdout_text_column, self.holdout_label_column)
+        synthetic = _renamed(real, self.synthetic_text_column, self.synthetic_label_column)
+        return {"real": real, "holdout": holdout, "synthetic": synthetic, "baseline": synthetic}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     config = parse(EvaluateConfig, argv, prog="safesynthdp evaluate")
     clock = Clock()
     paths = {"real": config.real, "synthetic": config.synthetic, "holdout": config.holdout, "baseline": config.baseline}
-    inputs = load_inputs(paths, text_column=config.text_column, label_column=config.label_column)
+    inputs = load_inputs(paths, config.columns())
     clock.lap("load", ", ".join(f"{len(given.records)} {role}" for role, given in inputs.items()))
     run = _open_output(config, inputs)
     if run.is_finished:
@@ -94,12 +145,15 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
     if corpora.baseline is None:
         warnings.append(f"baseline: {NO_BASELINE}; the epsilon = 0 row is empty")
     why_not = _no_utility(corpora, config.label_column)
-    rows, sizes = list[Row](), dict[str, int]()
+    rows, sizes, settings = list[Row](), dict[str, int](), _settings(config)
     if why_not is None:
         families = parse_families(config.downstream)
+        promise = _promise(config, inputs)
         utility = measure_utility(
-            corpora, families=families, seeds=config.seeds, progress=lambda what: clock.lap("utility", what)
-        )
+            corpora, families=families, seeds=config.seeds, progress=lambda what: clock.lap("utility", what),
+            settings=_limits(config), promise=promise,
+        )  # fmt: skip
+        settings["dp_direct"] = promise if isinstance(promise, str) else promise.facts()
         rows, sizes = utility.rows, utility.train_sizes
         warnings += utility.warnings
     else:
@@ -115,10 +169,36 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
     return {
         "version": VERSION,
         "inputs": facts,
-        "settings": _settings(config) | {"level": LEVEL, "train_sizes": sizes},
+        "settings": settings | {"level": LEVEL, "train_sizes": sizes},
         "warnings": memorised.warnings + warnings,
         "metrics": [row_to_mapping(row) for row in rows],
     }
+
+
+def _limits(config: EvaluateConfig) -> Settings:
+    return Settings(
+        encoder=config.downstream_encoder, max_train_records=config.max_train_records, max_records=config.max_records
+    )
+
+
+def _promise(config: EvaluateConfig, inputs: dict[str, Input]) -> "Promise | str":
+    """Return what direct DP training may spend, or why it is left out."""
+    from safesynthdp.evaluation.direct import promise_of
+
+    found = promise_of(
+        inputs["synthetic"], epsilon=config.dp_direct_epsilon, delta=config.dp_direct_delta,
+        adjacency=config.dp_direct_adjacency,
+    )  # fmt: skip
+    if isinstance(found, str) or found.unit == "record" or inputs["real"].records.user_ids is not None:
+        return found
+    return "the unit is the user and real does not name users: give the finetune run as --real"
+
+
+def _renamed(columns: Columns, text: str | None, label: str | None) -> Columns:
+    """Return the columns with other names; a file without labels has none to rename."""
+    if columns.label is None:
+        return Columns(text=text or columns.text, label=None)
+    return Columns(text=text or columns.text, label=label or columns.label)
 
 
 def headline(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,76 @@
-"""The models a user would train on the text: tf-idf with logistic regression or multinomial naive Bayes.
+"""The models a user would train on the text: families of classifiers, by name.
 
-Here: fit on one training set, predict the holdout. Elsewhere: which training sets (utility.py) and what the predictions
-are worth (intervals.py). The vocabulary, the document frequencies and the classifier come from the training side only.
-No setting is tuned: both numbers below are fixed in advance, the same for synthetic and real text. scikit-learn's own
-defaults (1 for both) suit long documents: on 1,500 short texts of four kinds they cost .08 and .26 of accuracy.
+Here: the list of families, and one call that trains some of them on one training set and predicts the holdout.
+Elsewhere: the models (downstream_sparse.py, downstream_neural.py, downstream_embeddings.py, downstream_encoder.py),
+which training sets (training_sets.py), what predictions are worth (intervals.py). Whatever a model counts (vocabulary,
+document frequencies, a projection) comes from the training side only. No setting is tuned: all are fixed in advance,
+the same for synthetic and real text.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from safesynthdp.errors import ConfigError
 
-MAX_FEATURES = 50_000
-MAX_ITERATIONS = 1000
-INVERSE_REGULARISATION = 10.0
-SMOOTHING = 0.1
-FAMILIES = {"lr": "logistic regression on tf-idf", "nb": "multinomial naive Bayes on tf-idf"}
+MAX_TRAIN_RECORDS = 20_000
+SLOW_SHARE = 4
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of classifier."""
+
+    name: str
+    describe: str
+    kind: Literal["sparse", "neural", "embedded", "encoder"]
+    is_random: bool = False
+    """Whether another seed gives another classifier."""
+    is_slow: bool = False
+    """Whether it takes a quarter of ``max_train_records`` at most."""
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("lr", "logistic regression on tf-idf", "sparse"),
+        Family("nb", "multinomial naive Bayes on tf-idf", "sparse"),
+        Family("svm", "linear SVM on tf-idf", "sparse"),
+        Family("rf", "random forest on tf-idf", "sparse", is_random=True, is_slow=True),
+        Family("emb", "logistic regression on embeddings", "embedded"),
+        Family("gru", "small GRU on words", "neural", is_random=True, is_slow=True),
+        Family("cnn", "small CNN on words", "neural", is_random=True, is_slow=True),
+        Family("encoder", "fine-tuned encoder", "encoder", is_random=True),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the families share, and how many records each may read."""
+
+    embed: Embed | None = None
+    """Public encoder of ``emb``: texts to vectors [N, D]; None is tf-idf and SVD, fitted on the training side."""
+    encoder: str | None = None
+    """What ``encoder`` fine-tunes: a folder or an id."""
+    max_train_records: int = MAX_TRAIN_RECORDS
+    max_records: int = 2000
+    """Cap of what embeds."""
+
+    def max_train(self, family: str) -> int:
+        """Return how many records a family trains on at most."""
+        found = FAMILIES[family]
+        if found.kind in ("embedded", "encoder"):
+            return self.max_records
+        return max(1, self.max_train_records // SLOW_SHARE) if found.is_slow else self.max_train_records
+
+    def max_test(self, family: str) -> int:
+        """Return how many holdout records a family predicts at most."""
+        return self.max_records if FAMILIES[family].kind in ("embedded", "encoder") else self.max_train_records
 
 
 @dataclass(frozen=True)
@@ -46,45 +98,38 @@ def parse_families(value: str) -> tuple[str, ...]:
 
 
 def predict(
-    texts: Sequence[str], labels: Sequence[str], *, test: Sequence[str], families: Sequence[str]
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    test: Sequence[str],
+    families: Sequence[str],
+    seed: int = 0,
+    settings: Settings | None = None,
 ) -> Predictions:
     """Train each family on (texts, labels) and predict the test texts.
 
     A training set with one class predicts that class, and one without any word its most common class; both are said.
+
+    Raises:
+        UserError: If an encoder cannot be loaded.
     """
-    common = most_common(labels)
+    common, chosen = most_common(labels), settings or Settings()
     if len(set(labels)) == 1:
-        return Predictions({family: [common] * len(test) for family in families}, ("it has one class only",))
-    try:
-        features, test_features = _features(texts, test)
-    except ValueError:  # "empty vocabulary": the one thing that a vectoriser refuses about a list of strings
-        problem = "it holds no words, so its most common label is predicted"
-        return Predictions({family: [common] * len(test) for family in families}, (problem,))
+        return _constant(common, len(test), families, "it has one class only")
     classes, problems = dict[str, list[str]](), list[str]()
-    for family in families:
-        with _one_thread(), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model = _model(family).fit(features, list(labels))
-            classes[family] = [str(label) for label in model.predict(test_features)]
-        if caught:
-            problems.append(f"{family} did not converge in {MAX_ITERATIONS} iterations")
-    return Predictions(classes, tuple(problems))
+    for kind in dict.fromkeys(FAMILIES[family].kind for family in families):
+        names = [family for family in families if FAMILIES[family].kind == kind]
+        try:
+            found = _predict_kind(kind, texts, labels, test, names, seed, chosen)
+        except NoWordsError:
+            found = _constant(common, len(test), names, "it holds no words, so its most common label is predicted")
+        classes |= found.classes
+        problems += found.problems
+    return Predictions({family: classes[family] for family in families}, tuple(dict.fromkeys(problems)))
 
 
-def _features(texts: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=MAX_FEATURES)
-    return vectorizer.fit_transform(texts), vectorizer.transform(test)
-
-
-def _model(family: str) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.naive_bayes import MultinomialNB
-
-    if family == "lr":
-        return LogisticRegression(C=INVERSE_REGULARISATION, max_iter=MAX_ITERATIONS)
-    return MultinomialNB(alpha=SMOOTHING)
+class NoWordsError(Exception):
+    """The training texts hold nothing that a model of this kind can read."""
 
 
 def most_common(labels: Sequence[str]) -> str:
@@ -95,10 +140,28 @@ def most_common(labels: Sequence[str]) -> str:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More BLAS threads make these small problems slower, by 20 times on a busy machine."""
-    from threadpoolctl import threadpool_limits
+def _predict_kind(
+    kind: str, texts: Sequence[str], labels: Sequence[str], test: Sequence[str], names: Sequence[str], seed: int,
+    settings: Settings,
+) -> Predictions:  # fmt: skip
+    if kind == "sparse":
+        from safesynthdp.evaluation.downstream_sparse import predict_sparse
 
-    with threadpool_limits(limits=1):
-        yield
+        return predict_sparse(texts, labels, test=test, families=names, seed=seed)
+    if kind == "neural":
+        from safesynthdp.evaluation.downstream_neural import predict_neural
+
+        return predict_neural(texts, labels, test=test, families=names, seed=seed)
+    if kind == "embedded":
+        from safesynthdp.evaluation.downstream_embeddings import predict_embedded
+
+        return predict_embedded(texts, labels, test=test, families=names, embed=settings.embed)
+    from safesynthdp.evaluation.downstream_encoder import predict_fine_tuned
+
+    if settings.encoder is None:
+        raise ConfigError("downstream_encoder is not set; name a folder or an id for the family 'encoder'")
+    return predict_fine_tuned(texts, labels, test=test, families=names, encoder=settings.encoder, seed=seed)
+
+
+def _constant(label: str, count: int, families: Sequence[str], problem: str) -> Predictions:
+    return Predictions({family: [label] * count for family in families}, (problem,))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safesynthdp.errors import ConfigError, DataError, UserError
+from safesynthdp.errors import ConfigError, DataError, MissingColumn, UserError
 from safesynthdp.record_set import record_hashes
 from safesynthdp.records import Records, Split, read_records, split_of_run
 from safesynthdp.runs import RunDirectory, parent_of
@@ -18,7 +18,18 @@ from safesynthdp.sources import read_file
 
 SYNTHETIC = "synthetic.parquet"
 MAX_LABELS_SHOWN = 100
+DEFAULT_LABEL_COLUMN = "label"
 ROLES = ("real", "synthetic", "holdout", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where the text and the label of one file stand."""
+
+    text: str = "text"
+    label: str | None = DEFAULT_LABEL_COLUMN
+    """None: read no labels. A file without the default column is read without labels, and that is said; a column that
+    was named has to be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,8 @@ class Input:
     """Records in the file, those without text included."""
     records: Records
     run: RunDirectory | None = None
+    notes: tuple[str, ...] = ()
+    """What was missing; one line each."""
 
     def facts(self) -> dict[str, Any]:
         """Return what metrics.json says about this input."""
@@ -69,13 +82,12 @@ def has_labels(records: Records) -> bool:
     return any(label.strip() for label in records.labels)
 
 
-def load_inputs(paths: Mapping[str, str | None], *, text_column: str, label_column: str | None) -> dict[str, Input]:
+def load_inputs(paths: Mapping[str, str | None], columns: Mapping[str, Columns]) -> dict[str, Input]:
     """Read every role that has a path.
 
     Args:
         paths: Role -> file or run directory; None for a role that was not given.
-        text_column: Column of the text in real and holdout, and in the others unless they have ``text``.
-        label_column: The same for the label; None evaluates without labels.
+        columns: Role -> where text and label stand. Synthetic and baseline may have ``text`` and ``label`` instead.
 
     Raises:
         UserError: If a path is not what its role needs.
@@ -86,9 +98,9 @@ def load_inputs(paths: Mapping[str, str | None], *, text_column: str, label_colu
             continue
         try:
             if role in ("real", "holdout"):
-                found[role] = _real(role, Path(path), splits, text_column, label_column)
+                found[role] = _real(role, Path(path), splits, columns[role])
             else:
-                found[role] = _synthetic(Path(path), text_column, label_column)
+                found[role] = _synthetic(Path(path), columns[role])
         except UserError as error:
             raise type(error)(f"{role}: {error}") from error
     _refuse_wrong_samples(found)
@@ -100,18 +112,19 @@ def find_suspicions(inputs: Mapping[str, Input], *, label_column: str | None) ->
     lines = [
         f"{role}: {line}" for role, given in inputs.items() if given.run is None for line in given.records.warnings
     ]
+    lines += [f"{role}: {note}" for role, given in inputs.items() for note in given.notes]
     lines += _run_suspicions(inputs)
     if label_column is None:
         return lines
     return lines + _label_suspicions(inputs)
 
 
-def _real(role: str, path: Path, splits: dict[Path, Split], text_column: str, label_column: str | None) -> Input:
+def _real(role: str, path: Path, splits: dict[Path, Split], columns: Columns) -> Input:
     """A file, or the matching side of the split of a run that read records itself (finetune, predict)."""
     if not path.is_dir():
-        records = read_records(path, text_column=text_column, label_column=label_column)
-        num_read = len(read_file(path, [text_column])) if records.warnings else len(records)
-        return Input(name=path.name, num_read=num_read, records=records)
+        records, notes = _read_strictly(path, columns)
+        num_read = len(read_file(path, [columns.text])) if records.warnings else len(records)
+        return Input(name=path.name, num_read=num_read, records=records, notes=notes)
     run = RunDirectory.open(path)
     if "fingerprint" not in run.manifest.get("data", {}):
         run = RunDirectory.open(path, kind="finetune")
@@ -120,37 +133,59 @@ def _real(role: str, path: Path, splits: dict[Path, Split], text_column: str, la
     records = splits[run.path].train if role == "real" else splits[run.path].holdout
     if not len(records):
         raise DataError(f"{path} kept no records back (data.holdout_percent is 0); give a file of untouched records")
-    if label_column is None:
+    if columns.label is None:
         records = _records(list(records.texts), [""] * len(records))
     return Input(name=run.path.name, num_read=len(records), records=records, run=run)
 
 
-def _synthetic(path: Path, text_column: str, label_column: str | None) -> Input:
+def _read_strictly(path: Path, columns: Columns) -> tuple[Records, tuple[str, ...]]:
+    """Return the records, and a note if the label column that nobody named is not there."""
+    try:
+        return read_records(path, text_column=columns.text, label_column=columns.label), ()
+    except MissingColumn as error:
+        if columns.label != DEFAULT_LABEL_COLUMN:
+            raise
+        records = read_records(path, text_column=columns.text, label_column=None)  # or the text is missing too
+        return records, (_no_label_note(error),)
+
+
+def _synthetic(path: Path, columns: Columns) -> Input:
     """A file, or the text of a sample run."""
     run = RunDirectory.open(path, kind="sample") if path.is_dir() else None
     if run is not None and not run.is_finished:
         raise UserError(f"{path} is not finished; run the same `safesynthdp sample` command again first")
     file = path if run is None else run.path / SYNTHETIC
-    texts, labels = _lenient_columns(file, text_column, label_column)
+    texts, labels, notes = _lenient_columns(file, columns)
     if not any(text.strip() for text in texts):
         raise DataError(f"{file}: none of its {len(texts)} records holds text; name another file or text_column")
-    return Input(name=path.resolve().name, num_read=len(texts), records=_records(texts, labels), run=run)
+    records = _records(texts, labels)
+    return Input(name=path.resolve().name, num_read=len(texts), records=records, run=run, notes=notes)
 
 
-def _lenient_columns(file: Path, text_column: str, label_column: str | None) -> tuple[list[str], list[str]]:
-    """Return texts and labels; what is not text becomes an empty string."""
-    choices = [(text_column, label_column), ("text", None if label_column is None else "label")]
-    problem: DataError | None = None
-    for text, label in dict.fromkeys(choices):
+def _lenient_columns(file: Path, columns: Columns) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Return texts and labels, and a note if there are none; what is not text becomes an empty string."""
+    own = Columns(label=None if columns.label is None else DEFAULT_LABEL_COLUMN)
+    problem: MissingColumn | None = None
+    for choice in dict.fromkeys((columns, own)):
         try:
-            table = read_file(file, [text] if label is None else [text, label])
-        except DataError as error:
+            return *_read_leniently(file, choice), ()
+        except MissingColumn as error:
             problem = problem or error
-            continue
-        texts = [_clean(cell) if isinstance(cell, str) else "" for cell in table.columns[text]]
-        labels = [""] * len(texts) if label is None else [_label(cell) for cell in table.columns[label]]
-        return texts, labels
-    raise DataError(f"{problem} (label_column null evaluates without labels)") from problem
+    assert problem is not None
+    if columns.label != DEFAULT_LABEL_COLUMN:
+        raise MissingColumn(f"{problem} (label_column null evaluates without labels)") from problem
+    return *_read_leniently(file, Columns(text=columns.text, label=None)), (_no_label_note(problem),)
+
+
+def _read_leniently(file: Path, columns: Columns) -> tuple[list[str], list[str]]:
+    table = read_file(file, [columns.text] if columns.label is None else [columns.text, columns.label])
+    texts = [_clean(cell) if isinstance(cell, str) else "" for cell in table.columns[columns.text]]
+    labels = [""] * len(texts) if columns.label is None else [_label(cell) for cell in table.columns[columns.label]]
+    return texts, labels
+
+
+def _no_label_note(error: MissingColumn) -> str:
+    return f"read without labels: {error}; name another with --label_column"
 
 
 def _records(texts: list[str], labels: list[str]) -> Records:

@@ -33,6 +33,7 @@ class Scores:
     """Mean over seeds of the share of each class that was found."""
     accuracy_D: Floats
     macro_f1_D: Floats
+    num_seeds: int = 1
 
 
 def wilson(successes: float, trials: float, *, level: float = LEVEL) -> Interval:
@@ -112,6 +113,7 @@ def score(
         recall_K=np.mean([counts.recall() for counts in hits], axis=0),
         accuracy_D=np.take_along_axis(accuracy_SD, picked, axis=0).mean(axis=0),
         macro_f1_D=np.take_along_axis(macro_f1_SD, picked, axis=0).mean(axis=0),
+        num_seeds=len(hits),
     )
 
 

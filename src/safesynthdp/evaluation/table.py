@@ -19,6 +19,7 @@ _TRAINED_ON = {
     "synthetic": "synthetic",
     "real_matched": "real, same n (ceiling)",
     "real": "real, all",
+    "dp_direct": "real, with DP directly",
     "base_model": "untuned model (floor)",
     "shuffled_labels": "shuffled labels (floor)",
     "majority": "majority (floor)",

@@ -1,6 +1,7 @@
 """Train on synthetic, test on real (TSTR), beside everything that it must be read against.
 
-Here: the training sets and their rows. Elsewhere: the classifiers (downstream.py), the intervals (intervals.py).
+Here: who is trained on what, and the scores. Elsewhere: the training sets (training_sets.py), the classifiers
+(downstream.py), direct DP training (direct.py), intervals (intervals.py), the rows (utility_rows.py).
 Source: Esteban et al. (2017), arXiv:1706.02633, section 3. All rows are measured on the untouched holdout H.
 
 ``train_on`` is one of
@@ -10,39 +11,32 @@ Source: Esteban et al. (2017), arXiv:1706.02633, section 3. All rows are measure
     base_model        text of the untuned model (epsilon = 0), subsampled to the size of S
     shuffled_labels   S with its labels permuted: what the texts give without their labels
     majority          the most common label of H, always; its ``model`` is ``majority``
+    dp_direct         a classifier trained on T with DP at the epsilon of S: what could be had instead of S
 In the rows of ``accuracy_ratio``, which are about S, it names the set below the fraction bar: real or real_matched.
 The floor of a row is the best of base_model, shuffled_labels and majority: what can be had without private data.
-``seeds`` counts draws (subsample, permutation). S is one draw; another would be another training run.
+``seeds`` counts draws (subsample, permutation, classifier, DP noise). S is one draw of its generator; another would be
+another sampling run. No family reads more than its cap (``Settings``); where one binds, a warning says so.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesynthdp.evaluation.downstream import most_common, predict
+from safesynthdp.evaluation.direct import MODELS, Promise, predict_directly
+from safesynthdp.evaluation.downstream import Settings, most_common
 from safesynthdp.evaluation.inputs import Corpora
-from safesynthdp.evaluation.intervals import Scores, percentile, score, wilson
-from safesynthdp.evaluation.rows import Row, Source
+from safesynthdp.evaluation.intervals import Scores, percentile, score
+from safesynthdp.evaluation.rows import Row
+from safesynthdp.evaluation.training_sets import CEILING, STREAMS, TrainingSet, make_training_sets, subsamples
+from safesynthdp.evaluation.utility_rows import DIRECT, NO_BASELINE, UtilityTable
 from safesynthdp.records import Records
 
-SUBSAMPLE_SEED = 7_100
-CEILING = "real_matched"
-FLOORS = ("base_model", "shuffled_labels", "majority")
-NO_BASELINE = "no --baseline was given: sample one with `safesynthdp sample --untuned`"
-_STREAMS = ("synthetic", "real", CEILING, *FLOORS)
-Labelled = tuple[Sequence[str], Sequence[str]]
+__all__ = ["CEILING", "NO_BASELINE", "Result", "measure_utility", "subsamples"]
+_HOLDOUT_STREAM = 5
 Ints = NDArray[np.intp]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSet:
-    """What a classifier is trained on, once for each draw."""
-
-    train_on: str
-    draws: tuple[Labelled, ...]
-    reads: tuple[Source, ...]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,175 +49,150 @@ class Result:
 
 
 def measure_utility(
-    corpora: Corpora, *, families: Sequence[str], seeds: int, progress: Callable[[str], None]
+    corpora: Corpora,
+    *,
+    families: Sequence[str],
+    seeds: int,
+    progress: Say,
+    settings: Settings | None = None,
+    promise: Promise | str = "no epsilon was given for it",
 ) -> Result:
-    """Train every family on every training set and return the rows, in the order of the module docstring."""
-    holdout = corpora.holdout
-    classes = sorted(set(holdout.labels))
-    truth = _encode(holdout.labels, classes)
-    scores, warnings = dict[tuple[str, str], Scores](), _size_warnings(corpora)
-    training_sets = _training_sets(corpora, seeds=seeds)
+    """Train every family on every training set and return the rows, in the order of the module docstring.
+
+    Args:
+        corpora: T, S, H and perhaps text of the untuned model, all with labels.
+        families: Names of ``downstream.FAMILIES``; the first is the headline.
+        seeds: Draws of whatever is random.
+        progress: Gets a line for each training set.
+        settings: Caps and encoders.
+        promise: What direct DP training may spend, or why it is left out.
+
+    Raises:
+        UserError: If an encoder cannot be loaded, or no noise suits the promise.
+    """
+    exam = _Exam.of(corpora.holdout, families, settings or Settings())
+    training_sets = make_training_sets(corpora)
+    scores, warnings = dict[tuple[str, str], Scores](), _size_warnings(corpora, families, exam.settings)
     for training_set in training_sets:
-        by_family, problems = _score(training_set, holdout, truth, classes, families)
-        scores |= {(training_set.train_on, family): found for family, found in by_family.items()}
+        found, problems = exam.sit(training_set, families, seeds=seeds)
+        scores |= {(training_set.train_on, family): result for family, result in found.items()}
         warnings += [f"utility: {training_set.train_on}: {problem}" for problem in problems]
         progress(f"trained {', '.join(families)} on {training_set.train_on}")
     if (CEILING, families[0]) not in scores:  # S is as large as T, so a subsample of T at equal n is T
         scores |= {(CEILING, family): scores["real", family] for family in families}
-    majority = score(truth, [np.full_like(truth, classes.index(most_common(holdout.labels)))], num_classes=len(classes))
-    scores |= {("majority", family): majority for family in families}
-    table = _Table(corpora=corpora, classes=classes, scores=scores, training_sets=tuple(training_sets))
-    rows = [row for family in families for row in table.rows(family)] + table.majority_rows(families[0])
-    sizes = {t.train_on: len(t.draws[0][0]) for t in training_sets}
+    scores |= {("majority", family): exam.majority(family) for family in families}
+    why_no_direct = promise if isinstance(promise, str) else None
+    if isinstance(promise, Promise):
+        scores |= exam.sit_directly(corpora.real, promise, seeds=seeds, progress=progress)
+        warnings += _better_directly(scores, families, exam)
+    table = UtilityTable(
+        tests=exam.tests, classes=exam.classes, scores=scores, training_sets=tuple(training_sets),
+        why_no_baseline=NO_BASELINE if corpora.baseline is None else "the baseline has no labels",
+        why_no_direct=why_no_direct,
+    )  # fmt: skip
+    rows = [row for family in families for row in table.rows(family)]
+    rows += table.majority_rows(families[0]) + table.direct_rows(tuple(families), MODELS)
+    sizes = {t.train_on: min(t.size, len(t.records)) for t in training_sets}
     return Result(rows=rows, train_sizes=sizes, warnings=warnings)
 
 
-def subsamples(records: Records, size: int, *, seeds: int, stream: int) -> list[Records]:
-    """Return ``seeds`` random subsamples without replacement, or the records themselves if there are not more."""
-    if size >= len(records):
-        return [records]
-    generators = [np.random.default_rng([SUBSAMPLE_SEED, stream, seed]) for seed in range(seeds)]
-    return [records.select(sorted(rng.choice(len(records), size=size, replace=False).tolist())) for rng in generators]
+@dataclass(frozen=True, kw_only=True)
+class _Exam:
+    """The questions: which holdout records each model predicts, and their classes."""
+
+    tests: dict[str, Records]
+    truths: dict[str, Ints]
+    classes: list[str]
+    settings: Settings
+
+    @classmethod
+    def of(cls, holdout: Records, families: Sequence[str], settings: Settings) -> "_Exam":
+        """Cut H to the cap of each family; direct DP training answers what the families on tf-idf answer."""
+        classes, tests = sorted(set(holdout.labels)), dict[str, Records]()
+        caps = {family: settings.max_test(family) for family in families}
+        caps |= dict.fromkeys(MODELS, settings.max_train_records)
+        parts = {cap: subsamples(holdout, cap, seeds=1, stream=_HOLDOUT_STREAM)[0] for cap in set(caps.values())}
+        tests = {model: parts[cap] for model, cap in caps.items()}
+        truths = {model: _encode(part.labels, classes) for model, part in tests.items()}
+        return cls(tests=tests, truths=truths, classes=classes, settings=settings)
+
+    def sit(
+        self, training_set: TrainingSet, families: Sequence[str], *, seeds: int
+    ) -> tuple[dict[str, Scores], list[str]]:
+        """Return the scores of each family, and the problems of the training."""
+        said = training_set.predict(
+            lambda family: self.tests[family].texts, families=families, seeds=seeds, settings=self.settings
+        )
+        scores = {
+            family: self.mark(
+                family, [_encode(s.classes[family], self.classes) for s in said if family in s.classes],
+                train_on=training_set.train_on,
+            )
+            for family in families
+        }  # fmt: skip
+        return scores, sorted({problem for s in said for problem in s.problems})
+
+    def sit_directly(
+        self, real: Records, promise: Promise, *, seeds: int, progress: Say
+    ) -> dict[tuple[str, str], Scores]:
+        """Return the scores of direct DP training."""
+        found = predict_directly(
+            real, self.tests[MODELS[0]].texts, self.classes, promise=promise, seeds=seeds, progress=progress
+        )
+        return {(DIRECT, model): self.mark(model, said, train_on=DIRECT) for model, said in found.items()}
+
+    def majority(self, family: str) -> Scores:
+        """Return the score of always saying the most common class."""
+        truth = self.truths[family]
+        constant = self.classes.index(most_common(self.tests[family].labels))
+        return self.mark(family, [np.full_like(truth, constant)], train_on="majority")
+
+    def mark(self, model: str, predicted: Sequence[Ints], *, train_on: str) -> Scores:
+        """Return the scores of some draws of one model."""
+        stream = STREAMS.index(train_on)
+        return score(self.truths[model], predicted, num_classes=len(self.classes), stream=stream)
 
 
-def _training_sets(corpora: Corpora, *, seeds: int) -> list[TrainingSet]:
-    real, synthetic, baseline = corpora.real, corpora.synthetic, corpora.baseline
-    orders = [np.random.default_rng([SUBSAMPLE_SEED, 3, seed]).permutation(len(synthetic)) for seed in range(seeds)]
-    shuffled = tuple((synthetic.texts, [synthetic.labels[i] for i in order]) for order in orders)
-    found = [_plain("synthetic", [synthetic], "synthetic"), _plain("real", [real], "real")]
-    if len(synthetic) < len(real):
-        found.append(_plain(CEILING, subsamples(real, len(synthetic), seeds=seeds, stream=1), "real"))
-    if baseline is not None and corpora.baseline_has_labels:
-        found.append(_plain("base_model", subsamples(baseline, len(synthetic), seeds=seeds, stream=2)))
-    return [*found, TrainingSet(train_on="shuffled_labels", draws=shuffled, reads=("synthetic", "holdout"))]
-
-
-def _size_warnings(corpora: Corpora) -> list[str]:
-    """A reference with fewer records than S is not a reference at equal n."""
+def _size_warnings(corpora: Corpora, families: Sequence[str], settings: Settings) -> list[str]:
+    """A reference with fewer records than S is not a reference at equal n, and a capped one not one at full n."""
     found, size = list[str](), len(corpora.synthetic)
     if size > len(corpora.real):
         found.append(f"utility: real has {len(corpora.real)} records, synthetic {size}: the ceiling is all of real")
     if corpora.baseline is not None and len(corpora.baseline) < size:
         found.append(f"utility: the baseline has {len(corpora.baseline)} records, synthetic {size}: the floor is low")
+    largest = max(size, len(corpora.real))
+    capped = {family: settings.max_train(family) for family in families if settings.max_train(family) < largest}
+    if capped:
+        caps = ", ".join(f"{family} {cap}" for family, cap in capped.items())
+        found.append(f"utility: no model was trained on more than a random part of so many records: {caps}")
+    tested = {family: settings.max_test(family) for family in families}
+    cut = {family: cap for family, cap in tested.items() if cap < len(corpora.holdout)}
+    if cut:
+        caps = ", ".join(f"{family} {cap}" for family, cap in cut.items())
+        found.append(f"utility: tested on a random part of the holdout: {caps}")
     return found
 
 
-def _plain(train_on: str, draws: Sequence[Records], *reads: Source) -> TrainingSet:
-    return TrainingSet(train_on=train_on, draws=tuple((d.texts, d.labels) for d in draws), reads=(*reads, "holdout"))
-
-
-def _score(
-    training_set: TrainingSet, holdout: Records, truth: Ints, classes: Sequence[str], families: Sequence[str]
-) -> tuple[dict[str, Scores], list[str]]:
-    """Return the scores of each family, and the problems of the training."""
-    said = [predict(texts, labels, test=holdout.texts, families=families) for texts, labels in training_set.draws]
-    stream = _STREAMS.index(training_set.train_on)
-    scores = {
-        family: score(
-            truth, [_encode(s.classes[family], classes) for s in said], num_classes=len(classes), stream=stream
-        )
-        for family in families
-    }
-    return scores, sorted({problem for s in said for problem in s.problems})
+def _better_directly(scores: Mapping[tuple[str, str], Scores], families: Sequence[str], exam: _Exam) -> list[str]:
+    """Say where direct DP training beats the synthetic text beyond the interval of the paired difference."""
+    size = len(exam.tests[MODELS[0]])
+    rivals = [family for family in families if len(exam.tests[family]) == size]
+    if not rivals:
+        return []
+    best = max(rivals, key=lambda family: scores["synthetic", family].accuracy)
+    model = max(MODELS, key=lambda name: scores[DIRECT, name].accuracy)
+    direct, synthetic = scores[DIRECT, model], scores["synthetic", best]
+    low, high = percentile(direct.accuracy_D - synthetic.accuracy_D)
+    if low <= 0:
+        return []
+    return [
+        f"utility: {model} trained directly with DP at the same epsilon is right more often ({direct.accuracy:.3f}) "
+        f"than {best} on the synthetic text ({synthetic.accuracy:.3f}; difference {low:.3f} to {high:.3f}): for this "
+        "one task it may serve better"
+    ]
 
 
 def _encode(labels: Sequence[str], classes: Sequence[str]) -> Ints:
     """Return the number of each label; a label outside the classes gets the number after the last."""
     number = {label: position for position, label in enumerate(classes)}
     return np.array([number.get(label, len(classes)) for label in labels], dtype=np.intp)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """All scores, and the rows they make."""
-
-    corpora: Corpora
-    classes: list[str]
-    scores: dict[tuple[str, str], Scores]
-    training_sets: tuple[TrainingSet, ...]
-
-    def rows(self, family: str) -> list[Row]:
-        """Return the rows of one family of classifiers."""
-        names = ["synthetic", "real", CEILING, "base_model", "shuffled_labels"]
-        rows = [row for name in names for row in self._of(name, family)]
-        return rows + [self._ratio(family, to) for to in ("real", CEILING)]
-
-    def majority_rows(self, family: str) -> list[Row]:
-        """Return the rows of the constant prediction; the ceiling is that of the first family."""
-        return self._overall("majority", family, model="majority", reads=("holdout",), seeds=1)
-
-    def _of(self, train_on: str, family: str) -> list[Row]:
-        if (train_on, family) not in self.scores:
-            return [self._missing(name, train_on, family) for name in ("accuracy", "macro_f1")]
-        drawn = next((t for t in self.training_sets if t.train_on == train_on), None)
-        reads: tuple[Source, ...] = drawn.reads if drawn else ("real", "holdout")
-        seeds = len(drawn.draws) if drawn else 1
-        rows = self._overall(train_on, family, model=family, reads=reads, seeds=seeds)
-        return rows + self._recalls(train_on, family, reads=reads, seeds=seeds)
-
-    def _overall(self, train_on: str, family: str, *, model: str, reads: tuple[Source, ...], seeds: int) -> list[Row]:
-        """Accuracy and macro-F1."""
-        found, rows = self.scores[train_on, family], list[Row]()
-        for name, value, draws in (
-            ("accuracy", found.accuracy, found.accuracy_D),
-            ("macro_f1", found.macro_f1, found.macro_f1_D),
-        ):
-            low, high = percentile(draws)
-            if name == "accuracy" and low == high:  # all right or all wrong: the bootstrap sees no variation
-                low, high = wilson(value * self._num_holdout, self._num_holdout)
-            rows.append(
-                Row(
-                    group="utility", name=name, model=model, train_on=train_on, value=value, low=low, high=high,
-                    n=self._num_holdout, seeds=seeds, direction="higher", reads=reads,
-                    ceiling=getattr(self.scores[CEILING, family], name), floor=self._floor(family, name),
-                )
-            )  # fmt: skip
-        return rows
-
-    def _recalls(self, train_on: str, family: str, *, reads: tuple[Source, ...], seeds: int) -> list[Row]:
-        """Recall of each class; ``n`` is the number of its test records."""
-        counts, rows = self.corpora.holdout.label_counts(), list[Row]()
-        for k, label in enumerate(self.classes):
-            value = float(self.scores[train_on, family].recall_K[k])
-            low, high = wilson(value * counts[label], counts[label])
-            floors = [self.scores[name, family].recall_K[k] for name in FLOORS[:2] if (name, family) in self.scores]
-            rows.append(
-                Row(
-                    group="utility", name="recall", model=family, train_on=train_on, label=label,
-                    value=value, low=low, high=high, n=counts[label], seeds=seeds, direction="higher", reads=reads,
-                    ceiling=float(self.scores[CEILING, family].recall_K[k]), floor=float(max(floors)),
-                )
-            )  # fmt: skip
-        return rows
-
-    def _ratio(self, family: str, to: str) -> Row:
-        """Accuracy of S over accuracy of real text; both are resampled on the same test records."""
-        ours, theirs, matched = (self.scores[name, family] for name in ("synthetic", to, CEILING))
-        value: float | None = None
-        interval: tuple[float | None, float | None] = (None, None)
-        if theirs.accuracy_D.min() > 0:
-            value = ours.accuracy / theirs.accuracy
-            interval = percentile(ours.accuracy_D / theirs.accuracy_D)
-        return Row(
-            group="utility", name="accuracy_ratio", model=family, train_on=to, value=value,
-            low=interval[0], high=interval[1], n=self._num_holdout, direction="higher",
-            reads=("synthetic", "real", "holdout"),
-            ceiling=None if value is None else matched.accuracy / theirs.accuracy,
-            floor=None if value is None else self._floor(family, "accuracy") / theirs.accuracy,
-            reason="real text gets no test record right in some draw" if value is None else None,
-        )  # fmt: skip
-
-    def _missing(self, name: str, train_on: str, family: str) -> Row:
-        reason = NO_BASELINE if self.corpora.baseline is None else "the baseline has no labels"
-        return Row(
-            group="utility", name=name, model=family, train_on=train_on, value=None, n=self._num_holdout, seeds=0,
-            ceiling=getattr(self.scores[CEILING, family], name), floor=self._floor(family, name),
-            direction="higher", reads=("holdout",), reason=reason,
-        )  # fmt: skip
-
-    def _floor(self, family: str, name: str) -> float:
-        return max(float(getattr(self.scores[f, family], name)) for f in FLOORS if (f, family) in self.scores)
-
-    @property
-    def _num_holdout(self) -> int:
-        return len(self.corpora.holdout)
