@@ -23,6 +23,8 @@ from safesynthdp.runs import RunDirectory
 METRICS = "metrics.json"
 VERSION = 1
 MAX_SEEDS = 100
+MAX_BUCKETS = 5_000
+MIN_RECORDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,16 @@ class EvaluateConfig:
     """Classifiers to train, separated by commas: lr (logistic regression), nb (naive Bayes), both on tf-idf."""
     seeds: int = 3
     """Draws of every subsample and permutation, 1 to 100."""
+    embedding_model: str = "auto"
+    """Sentence encoder: a folder or hub id, minilm (fetched once), tfidf (none), auto (minilm if it was fetched)."""
+    fast: bool = False
+    """Leave out the encoder's layers; shuffled words then score like real text."""
+    reference_model: str | None = "auto"
+    """Language model for bits per byte: folder or hub id, smollm2-135m, auto (that if it was fetched), null (none)."""
+    mauve_buckets: int = 100
+    """Buckets of MAUVE, 2 to 5,000; the count decides the value, so compare only equal ones."""
+    max_records: int = 2000
+    """Records a side, at most, for what embeds or compares all pairs; 20 or more."""
     holdout_is_public: bool = False
     """The holdout holds nothing private, so numbers that read no training record may be published."""
     json: bool = False
@@ -60,6 +72,10 @@ class EvaluateConfig:
         """
         if not 1 <= self.seeds <= MAX_SEEDS:
             raise ConfigError(f"seeds={self.seeds} is out of range; give 1 to {MAX_SEEDS}")
+        if not 2 <= self.mauve_buckets <= MAX_BUCKETS:
+            raise ConfigError(f"mauve_buckets={self.mauve_buckets} is out of range; give 2 to {MAX_BUCKETS}")
+        if self.max_records < MIN_RECORDS:
+            raise ConfigError(f"max_records={self.max_records} is too few; give {MIN_RECORDS} or more")
         parse_families(self.downstream)
 
 
@@ -85,9 +101,10 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -> dict[str, Any]:
     """Return the content of metrics.json."""
+    from safesynthdp.evaluation.compare import measure_likeness
     from safesynthdp.evaluation.memorisation import measure_memorisation
     from safesynthdp.evaluation.utility import NO_BASELINE, measure_utility
-    from safesynthdp.evaluation.validity import measure_validity
+    from safesynthdp.evaluation.verdict import find_faults
 
     corpora = Corpora(**{role: given.records for role, given in inputs.items()})
     warnings = find_suspicions(inputs, label_column=config.label_column)
@@ -104,8 +121,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
         warnings += utility.warnings
     else:
         warnings.append(f"utility is left out: {why_not}")
-    rows += measure_validity(corpora, seeds=config.seeds, with_labels=config.label_column is not None)
-    clock.lap("validity", "counted empty texts, duplicates and labels")
+    alike = measure_likeness(corpora, config, progress=clock.lap)
+    rows += alike.rows
+    warnings += alike.warnings
     memorised = measure_memorisation(corpora, progress=lambda what: clock.lap("memorisation", what))
     rows = decide_publishable(rows + memorised.rows, holdout_is_public=config.holdout_is_public)
     facts = {role: given.facts() for role, given in inputs.items()}
@@ -115,8 +133,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
     return {
         "version": VERSION,
         "inputs": facts,
-        "settings": _settings(config) | {"level": LEVEL, "train_sizes": sizes},
+        "settings": _settings(config) | {"level": LEVEL, "train_sizes": sizes} | alike.settings,
         "warnings": memorised.warnings + warnings,
+        "verdict": [finding.to_mapping() for finding in find_faults(rows)],
         "metrics": [row_to_mapping(row) for row in rows],
     }
 
