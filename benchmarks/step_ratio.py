@@ -53,6 +53,7 @@ def main() -> None:
     for case in arguments.cases:
         for length in arguments.lengths:
             found["rows"] += _rows(case, length, arguments)
+            _write(found, arguments)  # what is measured is kept, whatever happens to the rest
         if "lengths" not in arguments.skip and case != "tiny":
             found[f"sorting_{case}"] = _sorting(case, arguments)
     _write(found, arguments)

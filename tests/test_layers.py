@@ -12,6 +12,7 @@ ROOT, DOOR_FOLDERS = Path(__file__).parents[1], ("train", "generate", "eval", "a
 PACKAGE = ROOT / "src" / "safesynthdp"
 FLOOR_0 = (
     "__init__",
+    "builtin_encoders",
     "builtin_models",
     "builtins_vader",
     "cells",

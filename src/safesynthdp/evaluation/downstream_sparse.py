@@ -6,11 +6,11 @@ accuracy and its smoothing (1) .26, so both are set here.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from safesynthdp.evaluation.downstream import NoWordsError, Predictions
+from safesynthdp.evaluation.threads import one_thread
 
 MAX_FEATURES = 50_000
 MAX_ITERATIONS = 1000
@@ -56,15 +56,6 @@ def tfidf(texts: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
     except ValueError as error:  # "empty vocabulary": the one thing that a vectoriser refuses about a list of strings
         raise NoWordsError from error
     return features, vectorizer.transform([text[:MAX_TEXT] for text in test])
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """More BLAS threads make these small problems slower, by 20 times on a busy machine."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1):
-        yield
 
 
 def _model(family: str, seed: int) -> Any:

@@ -1,7 +1,7 @@
-"""The result on a terminal: warnings first, then utility with the memorisation rows beside it.
+"""The result on a terminal: warnings and findings first, then utility with the memorisation rows beside it.
 
-Here: layout. Elsewhere: the numbers. Only counts, shares and names of inputs are shown, never a text; whatever came
-from a file is printed without mark-up and without control characters.
+Here: layout. Elsewhere: the numbers, likeness to real text (likeness_table.py). Only counts, shares and names of inputs
+are shown, never a text; whatever came from a file is printed without mark-up and without control characters.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safesynthdp.evaluation.downstream import FAMILIES
+from safesynthdp.evaluation.likeness_table import show_likeness, show_verdict
 from safesynthdp.evaluation.overlap import CHECKS
 
 MIN_WIDTH = 100
@@ -25,7 +26,6 @@ _TRAINED_ON = {
     "majority": "majority (floor)",
 }
 _RATIOS = {"real_matched": "accuracy / real, same n", "real": "accuracy / real, all"}
-_SHARES = {"empty_share": "empty", "invalid_label_share": "label outside the set", "duplicate_share": "duplicates"}
 Rows = Sequence[dict[str, Any]]
 
 
@@ -38,6 +38,7 @@ def show(content: dict[str, Any], console: Console | None = None) -> None:
         screen.print(_plain(f"warning: {line}"), style="yellow", soft_wrap=True)
     sizes = ", ".join(f"{role} {facts['n_used']} ({facts['file']})" for role, facts in inputs.items())
     screen.print(_plain(f"records: {sizes}"), soft_wrap=True)
+    show_verdict(content["verdict"], screen)
     if any(row["group"] == "utility" for row in rows):
         screen.print(
             f"\nUtility on {inputs['holdout']['n_used']} holdout records (95% intervals; F1 is macro)", soft_wrap=True
@@ -46,7 +47,7 @@ def show(content: dict[str, Any], console: Console | None = None) -> None:
     screen.print("\nMemorisation: share of synthetic texts that have the same ... as a record of", soft_wrap=True)
     screen.print(_memorisation(rows))
     screen.print(_lengths(inputs), soft_wrap=True)
-    screen.print(_validity(rows), soft_wrap=True)
+    show_likeness(rows, screen)
     screen.print("Whatever reads real records is not private: keep this output inside.", soft_wrap=True)
 
 
@@ -96,15 +97,6 @@ def _lengths(inputs: dict[str, Any]) -> str:
         "* random training records, as many as in the holdout. count: synthetic texts that match any training record.\n"
         f"  Only a long text can match: of the synthetic texts {' and '.join(parts)}."
     )
-
-
-def _validity(rows: Rows) -> Text:
-    found = {name: _find(rows, name, "synthetic") for name in _SHARES}
-    parts = [f"{_SHARES[name]} {row['value']:.1%}" for name, row in found.items() if row is not None]
-    distance, ceiling = _find(rows, "label_tv", "synthetic"), _find(rows, "label_tv", "real_matched")
-    if distance is not None and ceiling is not None:
-        parts.append(f"label shares off by {distance['value']:.3f} (real text: {ceiling['value']:.3f})")
-    return Text(f"Synthetic text: {', '.join(parts)}")
 
 
 def _find(rows: Rows, name: str, train_on: str, *, model: str | None = None) -> dict[str, Any] | None:

@@ -1,48 +1,53 @@
-"""Is the text usable at all, and are its labels mixed as they should be.
+"""Is the text usable at all, are its labels mixed as they should be, and do they fit.
 
-Here: shares of empty texts, labels outside the label set, duplicates; distance of the label shares. Elsewhere: what a
-classifier makes of it (utility.py). ``train_on`` names the texts that are measured: synthetic, real_matched (random
-subsamples of T with the size of S: the ceiling) or base_model. ``label_tv`` is 1/2 sum |p - q| between their labels and
-those of the holdout; it has no interval, since it is biased upwards by sampling: read it against its ceiling.
+Here: shares of empty and cut texts, labels outside the label set, exact copies within the set; distance of the label
+shares; agreement of the labels with a classifier of real text. Elsewhere: what a classifier makes of the text
+(utility.py), near copies (fidelity_diversity.py). ``train_on`` names the texts that are measured: synthetic,
+real_matched (a random subsample of T with the size of S: the ceiling) or base_model. Every record counts, no cap.
+
+``label_tv`` is 1/2 sum |p - q| between the labels and those of the holdout. It is biased upwards by sampling: read it
+against its ceiling; its interval is McDiarmid's (one record moves it by at most 1/n). ``label_consistency`` is the
+share of records whose label a logistic classifier fitted on T gives too; its ceiling is its accuracy on H.
+``truncated_share`` counts texts that end without a closing mark: it means something beside real text only.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from safesynthdp.evaluation.downstream import most_common
+from safesynthdp.evaluation.diversity import duplicates
+from safesynthdp.evaluation.estimates import BASE, CEILING, SYNTHETIC, Estimate, Metric, rows
+from safesynthdp.evaluation.form import is_cut
 from safesynthdp.evaluation.inputs import Corpora, has_labels
-from safesynthdp.evaluation.intervals import wilson
-from safesynthdp.evaluation.rows import Row, Source
-from safesynthdp.evaluation.utility import CEILING, subsamples
-from safesynthdp.records import Records, canonical_text
+from safesynthdp.evaluation.intervals import effective_size, wilson
+from safesynthdp.evaluation.jackknife import clusters
+from safesynthdp.evaluation.label_model import say_labels
+from safesynthdp.evaluation.pairs import draw_records
+from safesynthdp.evaluation.rows import LEVEL, Row
+from safesynthdp.records import Records
+
+MAX_TRAINING = 20_000
+_STREAM = 100
+EMPTY = Metric(group="validity", name="empty_share", direction="lower", worst=1.0, compares=False)
+CUT = Metric(group="validity", name="truncated_share", direction="lower", worst=1.0, compares=False)
+COPIES = Metric(group="diversity", name="duplicate_share", direction="lower", worst=1.0, compares=False)
+OUTSIDE = Metric(group="validity", name="invalid_label_share", direction="lower", worst=1.0)
+CONSISTENT = Metric(group="validity", name="label_consistency", direction="higher", worst=0.0, compares=False)
+Shares = Callable[[Records], Sequence[bool]]
 
 
 def measure_validity(corpora: Corpora, *, seeds: int, with_labels: bool) -> list[Row]:
-    """Return the rows of validity, and of label fidelity where there are labels."""
-    real = subsamples(corpora.real, len(corpora.synthetic), seeds=seeds, stream=1)
-    rows = [_share(corpora, "empty_share", _empty, (), ceiling=0.0)]
-    copies = _mean([_duplicates(records) for records in real])
-    rows.append(_share(corpora, "duplicate_share", _duplicates, (), ceiling=copies))
-    rows.append(_reference(rows[-1], copies, seeds=len(real)))
+    """Return the rows of validity, and of label fidelity where there are labels; ``seeds`` subsamples of T."""
+    found = rows(EMPTY, _each(corpora, seeds, _empty), constant_ceiling=0.0)
+    found += rows(CUT, _each(corpora, seeds, _cut))
+    found += rows(COPIES, _each(corpora, seeds, lambda records: duplicates(records.texts).tolist()), model="exact")
     if not (with_labels and has_labels(corpora.holdout)):
-        return rows
+        return found
     known = set(corpora.holdout.labels)
-
-    def outside(records: Records) -> float:
-        return _mean([label not in known for label in records.labels])
-
-    def distance(records: Records) -> float:
-        return total_variation(records.labels, corpora.holdout.labels)
-
-    rows.append(_share(corpora, "invalid_label_share", outside, ("holdout",), ceiling=0.0))
-    ceiling = _mean([distance(records) for records in real])
-    constant = total_variation([most_common(corpora.holdout.labels)], corpora.holdout.labels)
-    synthetic = Row(
-        group="label_fidelity", name="label_tv", train_on="synthetic", value=distance(corpora.synthetic),
-        n=len(corpora.synthetic), ceiling=ceiling, direction="lower", reads=("synthetic", "holdout"),
-        floor=constant if corpora.baseline is None else distance(corpora.baseline),
-    )  # fmt: skip
-    return [*rows, synthetic, _reference(synthetic, ceiling, seeds=len(real))]
+    outside = _each(corpora, seeds, lambda records: [label not in known for label in records.labels])
+    found += rows(OUTSIDE, outside, constant_ceiling=0.0)
+    found += _label_distance(corpora, seeds)
+    return found + _consistency(corpora)
 
 
 def total_variation(labels: Sequence[str], others: Sequence[str]) -> float:
@@ -55,37 +60,105 @@ def total_variation(labels: Sequence[str], others: Sequence[str]) -> float:
     return sum(abs(first[k] / len(labels) - second[k] / len(others)) for k in first.keys() | second.keys()) / 2
 
 
-def _share(
-    corpora: Corpora, name: str, measure: Callable[[Records], float], reads: tuple[Source, ...], *, ceiling: float
-) -> Row:
-    """Return the row of a share of S; its floor is the share in the untuned model's text."""
-    value, size = measure(corpora.synthetic), len(corpora.synthetic)
-    low, high = wilson(value * size, size)
-    return Row(
-        group="validity", name=name, train_on="synthetic", value=value, low=low, high=high, n=size,
-        direction="lower", reads=("synthetic", *reads), ceiling=ceiling,
-        floor=1.0 if corpora.baseline is None else measure(corpora.baseline),
+def _each(corpora: Corpora, seeds: int, measure: Shares) -> dict[str, Estimate]:
+    """Return a share of S, of subsamples of T with its size, and of the untuned model's text."""
+    found = {SYNTHETIC: _share(corpora.synthetic, measure)}
+    drawn = [_share(part, measure) for part in _subsamples(corpora, seeds)]
+    value = _mean([part.value or 0.0 for part in drawn])
+    low, high = wilson(value * drawn[0].n, drawn[0].n)
+    found[CEILING] = Estimate(value=value, low=low, high=high, n=drawn[0].n, seeds=len(drawn))
+    if corpora.baseline is not None:
+        found[BASE] = _share(corpora.baseline, measure)
+    return found
+
+
+def _subsamples(corpora: Corpora, seeds: int) -> list[Records]:
+    """Return random parts of T with the size of S, or T itself if it is not larger."""
+    size = len(corpora.synthetic)
+    if size >= len(corpora.real):
+        return [corpora.real]
+    return [draw_records(corpora.real, size, stream=_STREAM + 1 + seed) for seed in range(seeds)]
+
+
+def _share(records: Records, measure: Shares) -> Estimate:
+    """Return a share with Wilson's interval, in which copies of one text are one witness."""
+    value = _mean(measure(records))
+    witnesses = _witnesses(records)
+    low, high = wilson(value * witnesses, witnesses)
+    return Estimate(value=value, low=low, high=high, n=len(records))
+
+
+def _label_distance(corpora: Corpora, seeds: int) -> list[Row]:
+    holdout = corpora.holdout.labels
+    constant = total_variation([Counter(sorted(holdout)).most_common(1)[0][0]], holdout)
+    metric = Metric(group="label_fidelity", name="label_tv", direction="lower", worst=constant)
+    real = _subsamples(corpora, seeds)
+    of_real = _mean([total_variation(part.labels, holdout) for part in real])
+    found = {
+        SYNTHETIC: _distance(total_variation(corpora.synthetic.labels, holdout), corpora.synthetic, holdout),
+        CEILING: _distance(of_real, real[0], holdout, seeds=len(real)),
+    }
+    if corpora.baseline is not None and corpora.baseline_has_labels:
+        found[BASE] = _distance(total_variation(corpora.baseline.labels, holdout), corpora.baseline, holdout)
+    return rows(metric, found)
+
+
+def _distance(value: float, records: Records, holdout: Sequence[str], *, seeds: int = 1) -> Estimate:
+    """Return the distance of the labels with McDiarmid's interval, in which copies of one text are one witness."""
+    half = math.sqrt(math.log(2 / (1 - LEVEL)) / 2 * (1 / _witnesses(records) + 1 / len(holdout)))
+    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=len(records), seeds=seeds)
+
+
+def _witnesses(records: Records) -> float:
+    return effective_size(list(Counter(clusters(records.texts).tolist()).values()))
+
+
+def _consistency(corpora: Corpora) -> list[Row]:
+    """Return how often a classifier of T agrees with the labels, and its accuracy on H in the place of the ceiling."""
+    real, parts = corpora.real, {SYNTHETIC: corpora.synthetic, CEILING: corpora.holdout}
+    if not has_labels(real) or not has_labels(corpora.synthetic):
+        return []
+    if corpora.baseline is not None and corpora.baseline_has_labels:
+        parts[BASE] = corpora.baseline
+    training = draw_records(real, MAX_TRAINING, stream=_STREAM)
+    tested = [text for records in parts.values() for text in records.texts]
+    said = say_labels(training.texts, training.labels, about=tested)
+    if said is None:
+        return []
+    found, start = dict[str, Estimate](), 0
+    for role, records in parts.items():
+        given = said[start : start + len(records)]
+        start += len(records)
+        agrees = [one == other for one, other in zip(given, records.labels, strict=True)]
+        found[role] = _share(records, lambda _, agrees=agrees: agrees)  # type: ignore[misc]
+    floor = _chance(corpora.synthetic.labels, said[: len(corpora.synthetic)])
+    metric = Metric(
+        group=CONSISTENT.group, name=CONSISTENT.name, direction="higher", worst=floor, compares=False
     )  # fmt: skip
+    return rows(metric, _with_chance(found, floor), also_reads=("real", "holdout"))
 
 
-def _reference(row: Row, value: float, *, seeds: int) -> Row:
-    """Return the same row for real text at equal n."""
-    from dataclasses import replace
-
-    reads: tuple[Source, ...] = ("real", *(source for source in row.reads if source == "holdout"))
-    return replace(
-        row, train_on=CEILING, value=value, low=None, high=None, seeds=seeds, ceiling=value, reads=reads
-    )  # fmt: skip
+def _with_chance(found: Mapping[str, Estimate], floor: float) -> dict[str, Estimate]:
+    """The floor is the better of shuffled labels and the untuned model."""
+    base = found.get(BASE)
+    if base is None or base.value is None or base.value >= floor:
+        return dict(found)
+    return {role: estimate for role, estimate in found.items() if role != BASE}
 
 
-def _empty(records: Records) -> float:
-    return _mean([not text.strip() for text in records.texts])
+def _chance(labels: Sequence[str], said: Sequence[str]) -> float:
+    """Return the agreement that shuffled labels would have: ``sum_k p_k q_k``."""
+    given, guessed = Counter(labels), Counter(said)
+    return sum(given[label] * guessed[label] for label in given) / (len(labels) * len(said))
 
 
-def _duplicates(records: Records) -> float:
-    """Share of records whose canonical text stood before."""
-    return 1 - len({canonical_text(text) for text in records.texts}) / len(records)
+def _empty(records: Records) -> list[bool]:
+    return [not text.strip() for text in records.texts]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _cut(records: Records) -> list[bool]:
+    return [is_cut(text) for text in records.texts]
+
+
+def _mean(values: Sequence[float] | Sequence[bool]) -> float:
     return sum(values) / len(values)
