@@ -2,6 +2,7 @@
 
 python attacks/shadow_mia.py score --run RUN --output_dir OUT                       # CPU or GPU, minutes
 python attacks/shadow_mia.py score --run RUN --output_dir OUT --max_records 100 --json
+accelerate launch --config_file accelerate_configs/cpu_2proc.yaml attacks/shadow_mia.py score --run RUN --output_dir OUT
 """
 
 import sys

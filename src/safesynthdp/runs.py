@@ -41,6 +41,8 @@ class RunDirectory:
     manifest: dict[str, Any]
     writes: bool = True
     """False for a process that only works along: another one writes this directory and speaks."""
+    is_drifted: bool = False
+    """It was begun with another config and is to go on with this one (``adopt``)."""
     _lock: Any = field(default=None, repr=False)
 
     @classmethod
@@ -52,11 +54,13 @@ class RunDirectory:
         config: Mapping[str, Any],
         parents: Sequence["RunDirectory"] = (),
         leave_out: Sequence[str] = ("output_dir",),
+        may_drift: bool = False,
     ) -> "RunDirectory":
         """Lock ``output_dir``; write the resolved config and a manifest into it, or find this stage's earlier try.
 
         The returned run has ``is_finished`` (the stage was done before with the same config) or ``is_resumed`` (it
-        was begun with the same config); otherwise it is new. Keys in ``leave_out`` may differ.
+        was begun with the same config); otherwise it is new. Keys in ``leave_out`` may differ. With ``may_drift`` an
+        unfinished run with another config is returned too, as ``is_drifted``; nothing of it is changed yet.
 
         Raises:
             ConfigError: If ``output_dir`` is a file, holds something else, or holds a run with another config.
@@ -64,12 +68,13 @@ class RunDirectory:
         """
         path = Path(output_dir).resolve()
         hashed = config_hash(config, leave_out=leave_out)
-        earlier = _own_manifest(path, kind=kind, hashed=hashed)
+        earlier = _own_manifest(path, kind=kind, hashed=hashed, may_drift=may_drift)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(path, error) from error
-        run = cls(path=path, manifest=earlier or {}, _lock=_lock(path))
+        is_drifted = earlier is not None and earlier.get("config_hash") != hashed
+        run = cls(path=path, manifest=earlier or {}, is_drifted=is_drifted, _lock=_lock(path))
         if earlier is None:
             run.manifest = _new_manifest(kind=kind, hashed=hashed, parents=parents)
             write_text(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -132,6 +137,12 @@ class RunDirectory:
         if self.writes:
             write_json(self.path / MANIFEST, self.manifest)
 
+    def adopt(self, config: Mapping[str, Any], *, leave_out: Sequence[str], **facts: Any) -> None:
+        """Go on with another config than the run was begun with; the manifest decides which one holds."""
+        write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.update(config_hash=config_hash(config, leave_out=leave_out), **facts)
+        self.is_drifted = False
+
     def finish(self, **facts: Any) -> None:
         """Write the last facts, mark the stage as finished and let go of the lock."""
         self.update(status="finished", finished=_now(), peak_memory_gib=_peak_memory_gib(), **facts)
@@ -192,12 +203,16 @@ def commit() -> str | None:
 
 
 def _peak_memory_gib() -> float:
-    """Return the most memory this process has held, in GiB (Linux counts in KiB, macOS in bytes)."""
+    """Return the most memory this process has held, in GiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # not ru_maxrss there: a child begins with its parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 2**20, 2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 
-def _own_manifest(path: Path, *, kind: Kind, hashed: str) -> dict[str, Any] | None:
+def _own_manifest(path: Path, *, kind: Kind, hashed: str, may_drift: bool) -> dict[str, Any] | None:
     """Return the manifest of this very stage if ``path`` holds one; refuse whatever else it holds."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"output_dir={path} is a file; give a directory")
@@ -210,7 +225,8 @@ def _own_manifest(path: Path, *, kind: Kind, hashed: str) -> dict[str, Any] | No
         raise ConfigError(f"output_dir={path} holds the output of '{manifest['kind']}'; give another directory")
     if manifest["status"] == "created":
         return None  # it stopped before its work began: nothing is lost by starting over
-    if manifest.get("config_hash") != hashed:
+    may_drift = may_drift and manifest["status"] == "interrupted"
+    if manifest.get("config_hash") != hashed and not may_drift:
         raise ConfigError(
             f"output_dir={path} holds a run with another config (see its {CONFIG}); give another directory"
         )

@@ -1,6 +1,5 @@
 """A dry run predicts what a run needs and does none of it."""
 
-import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +27,12 @@ WORDS = [
 ]
 
 
+def peak() -> int:
+    """Return the most bytes this process has held; ru_maxrss would begin with its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     records = tmp_path / "records.csv"
@@ -41,9 +46,10 @@ def shape_of(folder: Path, **sizes: Any) -> ModelConfig:
     return ModelConfig(model_name_or_path=str(folder), dtype="bfloat16")
 
 
-def only(model: ModelConfig) -> FinetuneConfig:
+def only(model: ModelConfig, *, is_full: bool = False) -> FinetuneConfig:
     """Return the part of a config that the model depends on."""
-    return cast(FinetuneConfig, SimpleNamespace(model=model, lora=LoraConfig(lora_r=16)))
+    lora = LoraConfig(enabled=False) if is_full else LoraConfig(lora_r=16)
+    return cast(FinetuneConfig, SimpleNamespace(model=model, lora=lora))
 
 
 def test_a_dry_run_says_what_a_run_would_spend_and_writes_nothing(
@@ -85,15 +91,27 @@ def test_large_models_are_counted_without_their_weights_and_shards_make_them_fit
     config = only(shape_of(tmp_path / name, vocab_size=32000, **sizes))
     model = dry_run.meta_model(config)
     whole = dry_run.footprint(model, rows=1, length=512, num_processes=8)
-    shards = dry_run.footprint(model, rows=1, length=512, num_processes=8, is_sharded=True)
+    shards = dry_run.footprint(model, rows=1, length=512, num_processes=8, sharding="frozen_base")
     base = whole.num_parameters - whole.num_trainable
     assert base / 1e9 == pytest.approx(billions, rel=2e-3)
     assert whole.frozen_weights == 2 * base
     assert whole.frozen_weights / 8 < shards.frozen_weights < whole.frozen_weights / 4
     assert whole.trained == 20 * whole.num_trainable
     assert shards.activations == whole.activations > 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert before < 8 * 2**20, "KiB: no weight was ever held"
+    assert peak() < 8 * 2**30, "no weight was ever held"
+
+
+def test_full_shards_divide_what_is_trained_and_gather_two_layers_and_what_stands_outside_them(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = only(shape_of(tmp_path / "m", vocab_size=500, **sizes), is_full=True)
+    model = dry_run.meta_model(config)
+    whole = dry_run.footprint(model, rows=1, length=32, num_processes=4)
+    full = dry_run.footprint(model, rows=1, length=32, num_processes=4, sharding="full")
+    assert full.trained == whole.trained // 4
+    layer = 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)
+    assert full.gathered == 2 * layer + 4 * (2 * 500 * 64 + 64)
+    assert full.reduction == 4 * 500 * 64 * 5 // 4
+    assert (full.activations, full.clipping) == (whole.activations, whole.clipping)
 
 
 def test_activations_and_clipping_grow_with_the_micro_batch_and_weights_do_not(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from safesynthdp.runs import LEDGER, RunDirectory
 if TYPE_CHECKING:
     from safesynthdp.attacks.model_scores import Scorer
     from safesynthdp.attacks.tier0 import Target
+    from safesynthdp.training.ranks import Ranks
 
 SCORES, AUDIT = "scores.parquet", "audit.json"
 LEAVE_OUT = ("output_dir", "max_tokens_per_microbatch")
@@ -72,11 +74,23 @@ def main(argv: Sequence[str]) -> None:
     run = RunDirectory.open(config.run, kind="finetune")
     if not run.is_finished:
         raise ConfigError(f"run={config.run} is not finished; finish it with the command that began it")
-    score_run(config, run)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        score_run(config, run)
+        return
+    from safesynthdp.training.launching import end_ranks, start_ranks
+
+    ranks = start_ranks()
+    score_run(config, run, ranks=ranks)
+    end_ranks(ranks)
 
 
 def score_run(
-    config: AttackScoreConfig, run: RunDirectory, *, target: "Scorer | None" = None, base: "Scorer | None" = None
+    config: AttackScoreConfig,
+    run: RunDirectory,
+    *,
+    target: "Scorer | None" = None,
+    base: "Scorer | None" = None,
+    ranks: "Ranks | None" = None,
 ) -> RunDirectory:
     """Attack ``run``, write scores.parquet and audit.json, and print the rows.
 
@@ -85,37 +99,60 @@ def score_run(
         run: A finished finetune run.
         target: Scores records with the trained model; the run's own model if not given.
         base: The same with the model before training.
+        ranks: The processes that share the forward passes, to the same numbers; rank 0 writes and speaks.
 
     Raises:
         SafeSynthError: If a signal is not finite, the data is not the run's, or the disk refuses.
     """
     from safesynthdp.attacks.model_scores import run_scorer
 
-    settings = to_mapping(config) | {"run": str(run.path)}
-    del settings["json"]
-    out = RunDirectory.create(config.output_dir, kind="attack", config=settings, parents=[run], leave_out=LEAVE_OUT)
-    make_private_directory(out.path)
-    if out.manifest["parents"][0]["run_id"] != run.manifest["run_id"]:
-        raise ConfigError(f"output_dir={out.path} holds the attack on an earlier run there; give another directory")
-    if out.is_finished:
+    out = _open(config, run, ranks)
+    if out.is_finished and out.writes:
         sys.stderr.write(f"{out.path} is finished already; nothing to do\n")
-    else:
+    elif not out.is_finished:
         out.begin()
         budget = config.max_tokens_per_microbatch
         _attack(
             config,
             run,
             out,
-            target=target or run_scorer(run, untuned=False, max_tokens_per_microbatch=budget),
-            base=base or run_scorer(run, untuned=True, max_tokens_per_microbatch=budget),
+            target=target or run_scorer(run, untuned=False, max_tokens_per_microbatch=budget, ranks=ranks),
+            base=base or run_scorer(run, untuned=True, max_tokens_per_microbatch=budget, ranks=ranks),
+            ranks=ranks,
         )
+    if not out.writes:
+        return out
     rows = _read_rows(out)
     sys.stdout.write(json.dumps({"rows": rows}, allow_nan=False) + "\n" if config.json else _for_people(rows, out))
     return out
 
 
+def _open(config: AttackScoreConfig, run: RunDirectory, ranks: "Ranks | None") -> RunDirectory:
+    """Create or find the directory; beside other processes rank 0 does, and they work along."""
+    if ranks is not None and not ranks.is_main:
+        with ranks.together():
+            pass
+        return RunDirectory.follow(config.output_dir, ranks.share(None))
+    settings = to_mapping(config) | {"run": str(run.path)}
+    del settings["json"]
+    with nullcontext() if ranks is None else ranks.together():
+        out = RunDirectory.create(config.output_dir, kind="attack", config=settings, parents=[run], leave_out=LEAVE_OUT)
+        make_private_directory(out.path)
+        if out.manifest["parents"][0]["run_id"] != run.manifest["run_id"]:
+            raise ConfigError(f"output_dir={out.path} holds the attack on an earlier run there; give another directory")
+    if ranks is not None:
+        ranks.share(out.manifest)
+    return out
+
+
 def _attack(
-    config: AttackScoreConfig, run: RunDirectory, out: RunDirectory, *, target: "Scorer", base: "Scorer"
+    config: AttackScoreConfig,
+    run: RunDirectory,
+    out: RunDirectory,
+    *,
+    target: "Scorer",
+    base: "Scorer",
+    ranks: "Ranks | None",
 ) -> None:
     import pyarrow.parquet as pq
 
@@ -125,21 +162,24 @@ def _attack(
     started = time.monotonic()
     audited = tier0.draw(split_of_run(run), max_records=config.max_records, seed=config.seed)
     scores = tier0.score(audited, target=target, base=base, seed=config.seed)
-    attacked = _target(run)
-    rows = tier0.audit_rows(scores, audited.is_member, target=attacked, alpha=config.alpha)
-    drawn = {"rule": "draw-v1", "seed": config.seed, "max_records": config.max_records}
-    table = tier0.scores_table(scores, audited, target_id=attacked.target_id, parameters=drawn)
-    write_atomically(out.path / SCORES, lambda path: pq.write_table(table, path), private=True)
-    write_json(out.path / AUDIT, {"version": 1, "rows": rows}, private=True)
-    out.finish(
-        headline=tier0.headline(scores, audited.is_member, alpha=config.alpha),
-        auc={row["attack"]: row["auc"] for row in rows},
-        num_members=rows[0]["num_members"],
-        num_nonmembers=rows[0]["num_nonmembers"],
-        draw=drawn,
-        zlib_version=zlib.ZLIB_RUNTIME_VERSION,
-        seconds=round(time.monotonic() - started, 1),
-    )
+    with nullcontext() if ranks is None else ranks.together():
+        if not out.writes:
+            return
+        attacked = _target(run)
+        rows = tier0.audit_rows(scores, audited.is_member, target=attacked, alpha=config.alpha)
+        drawn = {"rule": "draw-v1", "seed": config.seed, "max_records": config.max_records}
+        table = tier0.scores_table(scores, audited, target_id=attacked.target_id, parameters=drawn)
+        write_atomically(out.path / SCORES, lambda path: pq.write_table(table, path), private=True)
+        write_json(out.path / AUDIT, {"version": 1, "rows": rows}, private=True)
+        out.finish(
+            headline=tier0.headline(scores, audited.is_member, alpha=config.alpha),
+            auc={row["attack"]: row["auc"] for row in rows},
+            num_members=rows[0]["num_members"],
+            num_nonmembers=rows[0]["num_nonmembers"],
+            draw=drawn,
+            zlib_version=zlib.ZLIB_RUNTIME_VERSION,
+            seconds=round(time.monotonic() - started, 1),
+        )
 
 
 def _target(run: RunDirectory) -> "Target":

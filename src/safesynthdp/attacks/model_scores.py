@@ -20,20 +20,25 @@ if TYPE_CHECKING:
     from torch import nn
 
     from safesynthdp.training.examples import Example
+    from safesynthdp.training.ranks import Ranks
 
 Scorer = Callable[[Records], list[NDArray[np.float64]]]
 """Returns, for each record, the log-probabilities of its own scored tokens."""
 _PROBE = 8  # records timed before the long part
 
 
-def run_scorer(run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: int) -> Scorer:
+def run_scorer(
+    run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: int, ranks: "Ranks | None" = None
+) -> Scorer:
     """Return a scorer that loads the run's model when it is called, and lets go of it afterwards.
 
     Args:
         run: A finished finetune run.
         untuned: Score with the model as it was before training.
         max_tokens_per_microbatch: Rows x padded length of one forward pass; memory only.
+        ranks: Processes that share the passes; all get all numbers, and rank 0 says how far they are.
     """
+    speaks = ranks is None or ranks.is_main
     name = "untuned model" if untuned else "trained model"
 
     def score(records: Records) -> list[NDArray[np.float64]]:
@@ -49,10 +54,13 @@ def run_scorer(run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: i
             template=loaded.template,
             max_length=loaded.max_length,
         )
-        _say_how_long(name, loaded.model, examples, max_tokens_per_microbatch)
+        budget = max_tokens_per_microbatch
+        if not speaks:
+            return token_log_probs(loaded.model, examples, max_tokens_per_microbatch=budget, ranks=ranks)
+        _say_how_long(name, loaded.model, examples, budget)
         with progress(name, total=len(examples), unit="records") as advance:
             return token_log_probs(
-                loaded.model, examples, max_tokens_per_microbatch=max_tokens_per_microbatch, progress=advance
+                loaded.model, examples, max_tokens_per_microbatch=budget, progress=advance, ranks=ranks
             )
 
     return score

@@ -11,7 +11,7 @@ from safesynthdp.errors import BudgetExhausted, ConfigError
 from safesynthdp.privacy import checks
 from safesynthdp.privacy.accounting import Priced, find_noise_multiplier, joint_epsilon
 from safesynthdp.privacy.losses import Adjacency
-from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.mechanisms import DPSGDMechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Budget:
             return 0.0
         return joint_epsilon(mechanisms, delta=self.delta, adjacency=mechanisms[0].adjacency)
 
-    def affordable_steps(self, mechanism: DPSGDMechanism, others: Sequence[LabelHistogramMechanism] = ()) -> int:
+    def affordable_steps(self, mechanism: DPSGDMechanism, others: Sequence[Priced] = ()) -> int:
         """Return the largest number of steps, up to ``mechanism.steps``, whose joint epsilon is within the target.
 
         Raises:
@@ -66,7 +66,7 @@ class Budget:
         per_sample_max_grad_norm: float,
         accountant: str = checks.AUTO,
         adjacency: Adjacency = "add_remove",
-        others: Sequence[LabelHistogramMechanism] = (),
+        others: Sequence[Priced] = (),
     ) -> float:
         """Return the least noise, to 0.1 %, with which all steps and the others stay within the target.
 

@@ -113,10 +113,8 @@ def _sampling(_: Group, guarantee: Guarantee) -> str | None:
 
 
 def _training_numbers(_: Group, guarantee: Guarantee) -> str | None:
-    training = _training(guarantee)
-    if training is None or not training.mechanism:
-        return None
-    return value_text({key: value for key, value in training.mechanism.items() if key in _TRAINING_KEYS})
+    parts = [a.mechanism for a in guarantee.accesses if a.kind in ("dpsgd", "none") and a.mechanism]
+    return _lines(value_text({key: value for key, value in part.items() if key in _TRAINING_KEYS}) for part in parts)
 
 
 def _num_records(_: Group, guarantee: Guarantee) -> str | None:

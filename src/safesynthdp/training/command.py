@@ -5,18 +5,29 @@ Here: the order of the stage, from the parsed config to the release. Elsewhere: 
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
-from safesynthdp.errors import SafeSynthError
+from safesynthdp.errors import ConfigError, SafeSynthError
 from safesynthdp.runs import LEDGER, RunDirectory
 from safesynthdp.training.config import FinetuneConfig
+from safesynthdp.training.segments import (
+    SEGMENT,
+    Segment,
+    earlier_mechanisms,
+    promise_changed,
+    refuse_other_model,
+    training_entries,
+)
 
 if TYPE_CHECKING:
+    from safesynthdp.privacy.mechanisms import DPSGDMechanism
     from safesynthdp.records import Records
     from safesynthdp.training.plan import PrivacyPlan
     from safesynthdp.training.ranks import Ranks
     from safesynthdp.training.spending import Spending
+
+FREE_TO_DIFFER = ("output_dir", "hardware", "dry_run", "resume_with_new_segment")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,8 +58,10 @@ def main(argv: Sequence[str]) -> None:
 
 def say_dry_run(config: FinetuneConfig) -> None:
     """Say what ``config`` would need; the records are counted, nothing is drawn, spent or written."""
+    from safesynthdp.models import wants_lora
     from safesynthdp.records import load_split
     from safesynthdp.training.dry_run import footprint, lines, meta_model
+    from safesynthdp.training.frozen_shards import planned_sharding
     from safesynthdp.training.plan import make_plan
     from safesynthdp.training.units import Units
 
@@ -58,8 +71,8 @@ def say_dry_run(config: FinetuneConfig) -> None:
     length = config.data.max_length
     rows = max(1, min(hardware.max_tokens_per_microbatch // length, hardware.physical_batch_size or len(units)))
     processes = hardware.num_processes or 1
-    is_sharded = hardware.sharding == "frozen_base"
-    found = footprint(meta_model(config), rows=rows, length=length, num_processes=processes, is_sharded=is_sharded)
+    sharding = planned_sharding(hardware.sharding, use_lora=wants_lora(config.model, config.lora))
+    found = footprint(meta_model(config), rows=rows, length=length, num_processes=processes, sharding=sharding)
     for line in lines(config, plan, found, rows=rows, length=length, num_processes=processes):
         sys.stdout.write(f"{line}\n")
 
@@ -81,9 +94,14 @@ def finetune(config: FinetuneConfig, run: RunDirectory, ranks: "Ranks") -> None:
         run.say(f"warning: {warning}")
     sizes = f"{len(split.train):,} records to train on, {len(split.holdout):,} held out"
     run.say(f"{sizes}, {len(split.train.label_set)} labels")
-    plan = _agreed_plan(config, split.train, run, ranks, num_units=len(units))
+    with ranks.together():
+        segment = _segment(config, split.train, run)
+    plan, segment = _agreed_plan(config, split.train, run, ranks, num_units=len(units), segment=segment)
     _announce(config, plan, run)
-    spending = _agreed_spending(config, split.train, run, ranks, plan=plan)
+    spending = _agreed_spending(config, split.train, run, ranks, plan=plan, segment=segment)
+    with ranks.together():
+        if run.is_drifted:
+            run.adopt(_values(config), leave_out=FREE_TO_DIFFER, **{SEGMENT: segment.to_json()})
     run.update(
         world_size=ranks.world_size,
         data={
@@ -106,37 +124,102 @@ def _open_run(config: FinetuneConfig, ranks: "Ranks") -> RunDirectory:
     run = None
     with ranks.together():
         if ranks.is_main:
-            values = to_mapping(config)
+            values = _values(config)
             run = RunDirectory.create(
-                config.output_dir, kind="finetune", config=values, leave_out=("output_dir", "hardware", "dry_run")
+                config.output_dir,
+                kind="finetune",
+                config=values,
+                leave_out=FREE_TO_DIFFER,
+                may_drift=config.resume_with_new_segment,
             )
+            if run.is_drifted:
+                refuse_other_model(run.config(), values)
     manifest = ranks.share(None if run is None else run.manifest)
     return run or RunDirectory.follow(config.output_dir, manifest)
 
 
+def _values(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the config as written down; that a run went on with another one is said in the manifest."""
+    return to_mapping(config) | {"resume_with_new_segment": False}
+
+
+def _segment(config: FinetuneConfig, records: "Records", run: RunDirectory) -> Segment:
+    """Return which part of the run this is: the one that is open, or a new one if the promise changed.
+
+    Raises:
+        ConfigError: If the records have other labels than the run released counts of.
+    """
+    from safesynthdp.privacy.ledger import Ledger
+
+    known = run.manifest.get(SEGMENT)
+    if known is not None:
+        segment = Segment(number=int(known["number"]), noise_multiplier=known["noise_multiplier"])
+    else:
+        segment = Segment(noise_multiplier=_first_noise_multiplier(run))
+    data = run.manifest.get("data", {})
+    are_others = data.get("fingerprint") not in (None, records.fingerprint)
+    if config.resume_with_new_segment and run.writes and run.is_resumed and are_others:
+        run.is_drifted = True  # the config is the same, the file behind it is not
+    if not run.is_drifted:
+        return segment
+    labels = data.get("label_set")
+    if labels is not None and labels != list(records.label_set):
+        raise ConfigError("data.labels: a run that goes on keeps its labels; restore them, or start another run")
+    is_same = not are_others and not promise_changed(run.config(), _values(config))
+    if is_same or config.privacy.mode == "none":
+        return segment
+    if not (run.path / LEDGER).is_file():
+        return Segment()  # nothing was spent
+    return Segment(number=len(training_entries(Ledger.read(run.path / LEDGER))) + 1)
+
+
 def _agreed_plan(
-    config: FinetuneConfig, records: "Records", run: RunDirectory, ranks: "Ranks", *, num_units: int
-) -> "PrivacyPlan":
+    config: FinetuneConfig, records: "Records", run: RunDirectory, ranks: "Ranks", *, num_units: int, segment: Segment
+) -> "tuple[PrivacyPlan, Segment]":
     """Return rank 0's plan on every rank: a search that ends one bit apart would give each rank a noise of its own."""
     from safesynthdp.training.plan import make_plan, same_plan
 
     plan = None
     with ranks.together():
         if ranks.is_main:
-            known = _known_noise_multiplier(run)
-            plan = make_plan(config, records, num_units=num_units, noise_multiplier=known)
-    found = {} if plan is None else {"noise_multiplier": plan.sampler.noise_multiplier, "steps": plan.steps}
-    settled = ranks.share(found)
+            noise, earlier = segment.noise_multiplier, _earlier(run, segment)
+            plan = make_plan(config, records, num_units=num_units, noise_multiplier=noise, earlier=earlier)
+    settled = ranks.share({} if plan is None else _settled(plan) | {"number": segment.number})
+    segment = Segment(number=settled.pop("number"), noise_multiplier=settled["noise_multiplier"])
     if plan is None:
         plan = same_plan(config, records, num_units=num_units, **settled)
-    ranks.agree("privacy: the plan", [plan.sampler.to_entry(), list(plan.not_covered)])
-    return plan
+    ranks.agree("privacy: the plan", [plan.sampler.to_entry(), list(plan.not_covered), segment.number])
+    return plan, segment
+
+
+def _settled(plan: "PrivacyPlan") -> dict[str, Any]:
+    """Return what a plan has beyond its config."""
+    return {
+        "noise_multiplier": plan.sampler.noise_multiplier,
+        "steps": plan.steps,
+        "steps_before": plan.steps_before,
+    }
+
+
+def _earlier(run: RunDirectory, segment: Segment) -> "tuple[DPSGDMechanism, ...]":
+    """Return what the ledger says was spent before a part of the run."""
+    from safesynthdp.privacy.ledger import Ledger
+
+    if segment.number == 1:
+        return ()
+    return earlier_mechanisms(Ledger.read(run.path / LEDGER), segment)
 
 
 def _agreed_spending(
-    config: FinetuneConfig, records: "Records", run: RunDirectory, ranks: "Ranks", *, plan: "PrivacyPlan"
+    config: FinetuneConfig,
+    records: "Records",
+    run: RunDirectory,
+    ranks: "Ranks",
+    *,
+    plan: "PrivacyPlan",
+    segment: Segment,
 ) -> "Spending":
-    """Return the ledger of rank 0's disk, and a mirror of it on the others."""
+    """Return the ledger of rank 0's disk, and a mirror of its open part on the others."""
     from safesynthdp.training.spending import Spending
 
     data = {
@@ -147,16 +230,17 @@ def _agreed_spending(
     seeded = config.privacy.unsafe_seed is not None
     with ranks.together():
         path = run.path / LEDGER if ranks.is_main else None
-        spending = Spending.open(path, plan=plan, privacy=config.privacy, data=data, seeded=seeded)
+        privacy = config.privacy
+        spending = Spending.open(path, plan=plan, privacy=privacy, data=data, seeded=seeded, segment=segment)
     spending.charge(int(ranks.share({"steps": spending.steps})["steps"]))
     return spending
 
 
-def _known_noise_multiplier(run: RunDirectory) -> float | None:
+def _first_noise_multiplier(run: RunDirectory) -> float | None:
     """A run that goes on keeps the noise of its ledger; a new one has none yet."""
     from safesynthdp.privacy.ledger import Ledger
 
-    if not (run.path / LEDGER).is_file():
+    if not run.writes or not (run.path / LEDGER).is_file():
         return None
     entry = Ledger.read(run.path / LEDGER).entries[0]
     return float(entry.mechanism["noise_multiplier"]) if entry.kind == "dpsgd" else None
@@ -176,8 +260,9 @@ def _announce(config: FinetuneConfig, plan: "PrivacyPlan", run: RunDirectory) ->
     if privacy.unsafe_seed is not None:
         run.say("warning: privacy.unsafe_seed is set: no guarantee against whoever knows the seed")
     mechanism = plan.mechanism
+    before = f" after {plan.steps_before} under other settings" if plan.steps_before else ""
     histogram = f", label histogram epsilon={privacy.label_histogram_epsilon:g}" if plan.histogram else ""
     run.say(
-        f"plan: {plan.steps} steps, sample rate {mechanism.sample_rate:.4g}, noise multiplier "
+        f"plan: {plan.steps} steps{before}, sample rate {mechanism.sample_rate:.4g}, noise multiplier "
         f"{mechanism.noise_multiplier:.4g}, clip {mechanism.per_sample_max_grad_norm:g}{histogram}"
     )

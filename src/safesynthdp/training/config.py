@@ -195,6 +195,10 @@ class FinetuneConfig:
     """What is learnt."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Speed and memory."""
+    resume_with_new_segment: bool = False
+    """Let an unfinished run go on with another promise (noise, clip, batch, steps, records), which is otherwise
+    refused: its ledger gets a further entry, all entries are composed, and privacy.target_epsilon covers them together.
+    train.max_steps counts the steps already spent."""
     dry_run: bool = False
     """Say what the run would need (memory by part, steps, noise, epsilon, time) for hardware.num_processes processes;
     load no weight, draw nothing, write nothing."""

@@ -17,6 +17,8 @@ from safesynthdp.errors import SafeSynthError
 from safesynthdp.training.bookkeeping import BookkeepingEngine, BookkeepingTape
 from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
+from safesynthdp.training.frozen_shards import Sharding
+from safesynthdp.training.full_shards import layer_lists
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import BUCKET_BYTES
 
@@ -38,12 +40,14 @@ class Footprint:
     clipping: int
     """What the clip keeps until its factors are known, beyond the activations."""
     reduction: int
-    """The flat bucket in which sums are added over the processes."""
+    """The flat bucket in which sums are added over the processes, or one whole tensor and this process's part of it."""
+    gathered: int = 0
+    """Trained weights that stand whole during a pass where they are sharded: all outside the layers, and two layers."""
 
     @property
     def total(self) -> int:
         """All parts."""
-        return self.frozen_weights + self.trained + self.activations + self.clipping + self.reduction
+        return self.frozen_weights + self.trained + self.gathered + self.activations + self.clipping + self.reduction
 
 
 def meta_model(config: FinetuneConfig) -> nn.Module:
@@ -61,9 +65,11 @@ def meta_model(config: FinetuneConfig) -> nn.Module:
 
 
 def footprint(
-    model: nn.Module, *, rows: int, length: int, num_processes: int = 1, is_sharded: bool = False
+    model: nn.Module, *, rows: int, length: int, num_processes: int = 1, sharding: Sharding = "none"
 ) -> Footprint:
     """Return what training needs on each process, at micro-batches of ``rows`` x ``length`` tokens.
+
+    ``sharding`` is ``hardware.sharding``, settled.
 
     Raises:
         SafeSynthError: If the model cannot be run without its weights.
@@ -73,19 +79,23 @@ def footprint(
     frozen = [p for p in model.parameters() if not p.requires_grad]
     trained = sum(p.numel() for p in trainable.values())
     weights = sum(p.numel() * p.element_size() for p in frozen)
-    if is_sharded:
+    if sharding == "frozen_base":
         weights = weights // num_processes + 2 * _largest_layer(model)
     activations, clipping = _kept(model, rows=rows, length=length)
     largest = max(4 * p.numel() for p in trainable.values())
     bucket = min(4 * trained, max(BUCKET_BYTES, largest)) if num_processes > 1 else 0
+    parts = num_processes if sharding == "full" else 1
+    if sharding == "full":
+        bucket = largest + largest // num_processes
     return Footprint(
         num_parameters=trained + sum(p.numel() for p in frozen),
         num_trainable=trained,
         frozen_weights=weights,
-        trained=5 * 4 * trained,
+        trained=5 * 4 * trained // parts,
         activations=activations,
         clipping=clipping,
         reduction=bucket,
+        gathered=_gathered(model) if sharding == "full" else 0,
     )
 
 
@@ -107,6 +117,7 @@ def lines(
     parts = {
         "frozen weights": found.frozen_weights,
         "trained weights, sums, gradients, moments": found.trained,
+        "trained weights gathered for a pass": found.gathered,
         "activations": found.activations,
         "clipping": found.clipping,
         "reduction": found.reduction,
@@ -180,6 +191,15 @@ def _tensors(found: Any) -> Iterator[Tensor]:
             yield value
         elif hasattr(value, "__dict__"):
             yield from _tensors(value)  # the two sides of a tie
+
+
+def _gathered(model: nn.Module) -> int:
+    """Return the bytes of the weights outside all layers, and of the two largest layers."""
+    layers = [layer for layers in layer_lists(model) for layer in layers]
+    sizes = {id(layer): sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers}
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    outside = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in inside)
+    return outside + sum(sorted(sizes.values())[-2:])
 
 
 def _largest_layer(model: nn.Module) -> int:

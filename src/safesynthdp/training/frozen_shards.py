@@ -33,8 +33,20 @@ def wanted_sharding(sharding: str, ranks: Ranks, *, use_lora: bool) -> Sharding:
         return "none"
     if not ranks.are_several:
         raise ConfigError(f"hardware.sharding={sharding}: one process has nobody to share with; launch several")
+    by_launch = "frozen_base" if use_lora else "full"
+    return planned_sharding(by_launch if sharding == "auto" else sharding, use_lora=use_lora)
+
+
+def planned_sharding(sharding: str, *, use_lora: bool) -> Sharding:
+    """Return what is sharded by a config, whatever the launch: 'auto' is none then.
+
+    Raises:
+        ConfigError: If what is named does not fit what is trained.
+    """
+    if sharding in ("auto", "none"):
+        return "none"
     fitting: Sharding = "frozen_base" if use_lora else "full"
-    if sharding not in ("auto", fitting):
+    if sharding != fitting:
         what = "adapters are trained (LoRA)" if use_lora else "every weight is trained (full fine-tuning)"
         raise ConfigError(f"hardware.sharding={sharding}: {what}; use {fitting}, auto or none")
     return fitting

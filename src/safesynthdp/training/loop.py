@@ -70,7 +70,7 @@ def train(job: Job) -> int:
     """
     ranks = job.ranks
     trainable = trained_here(job.model, ranks)
-    optimizer, scheduler = _optimizer(trainable, job.config.train, steps=job.plan.steps)
+    optimizer, scheduler = _optimizer(trainable, job.config.train, steps=job.plan.total_steps)
     clock = _start(job, trainable=trainable, optimizer=optimizer, scheduler=scheduler)
 
     def save(now: Clock) -> None:
@@ -89,11 +89,11 @@ def train(job: Job) -> int:
     save(clock)
     keys = job.keys.derive(clock.incarnation)
     sums = zero_sums(trainable)
-    last = job.plan.steps - clock.abandoned
+    last = job.plan.total_steps - clock.abandoned
     check = _MovesCheck(trainable) if job.plan.mechanism is not None and clock.step == 0 else None
     job.model.train()
     with _interruptible(ranks) as interrupted, _progress(job) as advance:
-        advance(min(clock.step, job.plan.steps))
+        advance(min(clock.step, job.plan.total_steps))
         for step in range(clock.step, last):
             began = time.monotonic()
             with ranks.together():
@@ -132,7 +132,7 @@ def _whole_state(
 def _progress(job: Job) -> AbstractContextManager[Callable[[int], None]]:
     """Rank 0 shows it."""
     if job.ranks.is_main:
-        return progress("training", total=job.plan.steps, unit="steps")
+        return progress("training", total=job.plan.total_steps, unit="steps")
     return nullcontext(lambda _: None)
 
 

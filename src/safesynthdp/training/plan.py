@@ -5,17 +5,20 @@ mechanisms themselves and their prices (privacy/).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.privacy.accounting import Priced
 from safesynthdp.privacy.budget import Budget
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.records import Records
 from safesynthdp.training.config import FinetuneConfig, PrivacyConfig
+from safesynthdp.training.segments import NOT_COVERED, total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class PrivacyPlan:
     """The noisy label counts; None = labels are uniform, or no guarantee is claimed."""
     not_covered: tuple[str, ...]
     """Sentences for the ledger."""
+    steps_before: int = 0
+    """Steps that were charged under other promises, before this part of the run (segments.py)."""
 
     @property
     def mechanism(self) -> DPSGDMechanism | None:
@@ -38,8 +43,13 @@ class PrivacyPlan:
 
     @property
     def steps(self) -> int:
-        """Steps that will be charged."""
+        """Steps that will be charged under this promise."""
         return self.sampler.steps
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, those before this part included."""
+        return self.steps_before + self.steps
 
     @property
     def num_units(self) -> int:
@@ -52,38 +62,66 @@ class PrivacyPlan:
 
 
 def make_plan(
-    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float | None
+    config: FinetuneConfig,
+    records: Records,
+    *,
+    num_units: int,
+    noise_multiplier: float | None,
+    earlier: Sequence[DPSGDMechanism] = (),
 ) -> PrivacyPlan:
-    """Return the plan of a run.
+    """Return the plan of a run, or of what is left of it.
 
     Args:
         config: The resolved config.
         records: The training side; only its size and its public facts are used.
         num_units: Records or users.
         noise_multiplier: Known from the ledger of a run that goes on; None = from the config, or searched.
+        earlier: What the run spent under other promises: the target covers it too, and its steps count as taken.
 
     Raises:
-        ConfigError: If the batch is larger than the data, or no noise meets the target.
+        ConfigError: If all steps were taken before, the batch is larger than the data, or no noise meets the target.
         BudgetExhausted: If not even one step fits.
     """
     privacy = config.privacy
     known = noise_multiplier or privacy.noise_multiplier
-    plan = _unpriced_plan(config, records, num_units=num_units, noise_multiplier=known or 1.0, steps=None)
+    before = total_steps(earlier)
+    sizes = {"num_units": num_units, "steps_before": before}
+    plan = _unpriced_plan(config, records, noise_multiplier=known or 1.0, steps=None, **sizes)
     if not plan.is_private:
         return plan
-    sampler = _within_budget(plan.sampler, plan.histogram, privacy, is_noise_known=known is not None)
+    others: list[Priced] = [*earlier, *([plan.histogram] if plan.histogram is not None else [])]
+    sampler = _within_budget(plan.sampler, others, privacy, is_noise_known=known is not None)
     return dataclasses.replace(plan, sampler=sampler)
 
 
 def same_plan(
-    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float, steps: int
+    config: FinetuneConfig,
+    records: Records,
+    *,
+    num_units: int,
+    noise_multiplier: float,
+    steps: int,
+    steps_before: int = 0,
 ) -> PrivacyPlan:
     """Return the plan that another rank of this run settled and priced."""
-    return _unpriced_plan(config, records, num_units=num_units, noise_multiplier=noise_multiplier, steps=steps)
+    return _unpriced_plan(
+        config,
+        records,
+        num_units=num_units,
+        noise_multiplier=noise_multiplier,
+        steps=steps,
+        steps_before=steps_before,
+    )
 
 
 def _unpriced_plan(
-    config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float, steps: int | None
+    config: FinetuneConfig,
+    records: Records,
+    *,
+    num_units: int,
+    noise_multiplier: float,
+    steps: int | None,
+    steps_before: int,
 ) -> PrivacyPlan:
     batch, privacy = config.train.expected_batch_size, config.privacy
     if batch > num_units:
@@ -91,11 +129,16 @@ def _unpriced_plan(
             f"train.expected_batch_size={batch} is above the {num_units} {privacy.unit}s to train on; lower it"
         )
     asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
+    if asked <= steps_before:
+        raise ConfigError(
+            f"train.max_steps={asked}: {steps_before} steps are spent already under other settings; give more, since "
+            "they count"
+        )
     sampler = DPSGDMechanism(
         num_records=num_units,
         expected_batch_size=batch,
         noise_multiplier=noise_multiplier,
-        steps=asked if steps is None else steps,
+        steps=asked - steps_before if steps is None else steps,
         per_sample_max_grad_norm=privacy.per_sample_max_grad_norm,
         accountant=privacy.accountant,
         adjacency=privacy.adjacency,
@@ -105,19 +148,19 @@ def _unpriced_plan(
         sampler=sampler,
         is_private=is_private,
         histogram=_histogram(privacy) if is_private else None,
-        not_covered=_not_covered(privacy, records),
+        not_covered=_not_covered(privacy, records) + ((NOT_COVERED,) if steps_before else ()),
+        steps_before=steps_before,
     )
 
 
 def _within_budget(
     sampler: DPSGDMechanism,
-    histogram: LabelHistogramMechanism | None,
+    others: Sequence[Priced],
     privacy: PrivacyConfig,
     *,
     is_noise_known: bool,
 ) -> DPSGDMechanism:
     """Return the mechanism with the noise, or with fewer steps, that keep everything within the target."""
-    others = [histogram] if histogram is not None else []
     budget = Budget(target_epsilon=privacy.target_epsilon, delta=privacy.target_delta)
     if not is_noise_known:
         found = budget.find_noise_multiplier(

@@ -88,7 +88,7 @@ def run_session(
     ranks = ready.ranks
     with ranks.together():
         if ranks.is_main or ranks.is_sharded:
-            _say_estimate(config, run, ready, steps=plan.steps - spending.steps)
+            _say_estimate(config, run, ready, steps=plan.total_steps - spending.steps)
     with ranks.together():
         run.begin()
         keys = _keys(config, run) if ranks.is_main else None
@@ -257,7 +257,8 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
     then takes fresh keys and its lost steps stay counted. So it does on another number of processes.
     """
     values = to_mapping(config)
-    values.pop("output_dir")
+    for key in ("output_dir", "resume_with_new_segment"):
+        values.pop(key)
     facts = {
         "config": values,
         "data": records.fingerprint,
@@ -330,4 +331,4 @@ def _sentence(release: Release, plan: PrivacyPlan, config: FinetuneConfig) -> st
     if release.epsilon is None:
         return "no formal guarantee"
     spent = f"spent epsilon={round_up(release.epsilon)} at delta={release.delta:g} per {config.privacy.unit}"
-    return f"{spent} in {plan.steps} steps"
+    return f"{spent} in {plan.total_steps} steps"

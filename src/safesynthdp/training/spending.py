@@ -6,7 +6,7 @@ Here: opening, charging and closing the entries of one training run. Elsewhere: 
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy.ledger import Entry, Ledger, Release, confirm, release_epsilon
 from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.plan import PrivacyPlan
+from safesynthdp.training.segments import FIRST, Segment, earlier_mechanisms, total_steps
 
-TRAINING = "dpsgd"
+TRAINING = FIRST
 HISTOGRAM = "label_histogram"
 
 
@@ -28,42 +29,63 @@ class Spending:
     ledger: Ledger
     plan: PrivacyPlan
     delta: float
+    segment: Segment = field(default_factory=Segment)
+    """The part of the run that is being paid for; earlier ones have entries of their own, which stay as they are."""
 
     @classmethod
     def open(
-        cls, path: Path | None, *, plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], seeded: bool
+        cls,
+        path: Path | None,
+        *,
+        plan: PrivacyPlan,
+        privacy: PrivacyConfig,
+        data: Mapping[str, Any],
+        seeded: bool,
+        segment: Segment | None = None,
     ) -> "Spending":
         """Read the ledger of a run that goes on, or begin one; nothing is spent yet.
+
+        A ``segment`` that has no entry yet gets one beside those of the parts before it.
 
         Raises:
             LedgerMismatch: If the ledger on disk was written for other records or another mechanism; the message
                 names the field.
         """
-        begun = _begin(plan, privacy, data, seeded=seeded)
+        segment = segment or Segment()
+        begun = _begin(plan, privacy, data, seeded=seeded, segment=segment)
         if path is not None and path.is_file():
             found = Ledger.read(path)
-            _refuse_drift(found, begun)
+            earlier = total_steps(earlier_mechanisms(found, segment))
+            if earlier != plan.steps_before:
+                raise LedgerMismatch(f"resume: {earlier} steps were spent before, the plan says {plan.steps_before}")
+            if not found.has(segment.entry_id):
+                found = found.with_entry(begun.entry(segment.entry_id))
+            _refuse_drift(found, begun, segment)
             begun = found
-        return cls(path=path, ledger=begun, plan=plan, delta=privacy.target_delta)
+        return cls(path=path, ledger=begun, plan=plan, delta=privacy.target_delta, segment=segment)
 
     @property
     def steps(self) -> int:
-        """Steps that may have been observed so far."""
-        return _steps(self.ledger.entry(TRAINING))
+        """Steps that may have been observed so far, over all parts of the run."""
+        return self.plan.steps_before + _steps(self._entry)
+
+    @property
+    def _entry(self) -> Entry:
+        return self.ledger.entry(self.segment.entry_id)
 
     def charge(self, steps: int) -> None:
-        """Count ``steps`` on disk before the last of them is drawn; a replayed step is already counted."""
+        """Count ``steps`` of the run on disk before the last of them is drawn; a replayed step is already counted."""
         if steps <= self.steps:
             return
-        entry = self.ledger.entry(TRAINING)
-        self.ledger = self.ledger.replace_entry(entry.with_mechanism({**entry.mechanism, "steps": steps}))
+        counted = {**self._entry.mechanism, "steps": steps - self.plan.steps_before}
+        self.ledger = self.ledger.replace_entry(self._entry.with_mechanism(counted))
         self._write()
 
     def charge_histogram(self) -> None:
         """Count the label histogram on disk before it is drawn."""
         if self.plan.histogram is None or self.ledger.has(HISTOGRAM):
             return
-        training = self.ledger.entry(TRAINING)
+        training = self._entry
         seeded = bool(training.randomness.get("seeded"))
         entry = Entry(
             id=HISTOGRAM,
@@ -106,10 +128,12 @@ class Spending:
             self.ledger.write(self.path)
 
 
-def _begin(plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], *, seeded: bool) -> Ledger:
+def _begin(
+    plan: PrivacyPlan, privacy: PrivacyConfig, data: Mapping[str, Any], *, seeded: bool, segment: Segment
+) -> Ledger:
     dp = plan.mechanism is not None
     entry = Entry(
-        id=TRAINING,
+        id=segment.entry_id,
         kind="dpsgd" if dp else "none",
         mechanism=(plan.mechanism.to_entry() if plan.mechanism else {}) | {"steps": 0},
         data=dict(data),
@@ -125,9 +149,9 @@ def _randomness(generator: str, *, seeded: bool) -> dict[str, Any]:
     return {"source": "unsafe_seed" if seeded else source, "seeded": seeded}
 
 
-def _refuse_drift(found: Ledger, wanted: Ledger) -> None:
+def _refuse_drift(found: Ledger, wanted: Ledger, segment: Segment) -> None:
     """Refuse to go on under another promise than the one the ledger was begun with."""
-    old, new = found.entry(TRAINING), wanted.entry(TRAINING)
+    old, new = found.entry(segment.entry_id), wanted.entry(segment.entry_id)
     pairs = [
         ("unit", found.unit, wanted.unit),
         ("adjacency", found.adjacency, wanted.adjacency),
@@ -138,7 +162,10 @@ def _refuse_drift(found: Ledger, wanted: Ledger) -> None:
     ]
     for key, then, now in pairs:
         if then != now:
-            raise LedgerMismatch(f"resume: {key} is {now}, the ledger says {then}; restore it or change output_dir")
+            raise LedgerMismatch(
+                f"resume: {key} is {now}, the ledger says {then}; restore it or change output_dir, or let the run go "
+                "on with --resume_with_new_segment true"
+            )
 
 
 def _steps(entry: Entry) -> int:

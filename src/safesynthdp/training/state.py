@@ -168,9 +168,7 @@ def fill_state(
         with torch.no_grad():
             parameter.copy_(value)
     _fill_optimizer(optimizer, saved, facts["optimizer_steps"])
-    scheduler.load_state_dict(scheduler.state_dict() | facts["scheduler"])
-    for group, rate in zip(optimizer.param_groups, facts["scheduler"]["_last_lr"], strict=True):
-        group["lr"] = rate
+    _fill_schedule(scheduler, facts["scheduler"])
 
 
 def drop_state(state: Path) -> None:
@@ -190,6 +188,15 @@ def _fill_optimizer(
             _, index, name = key.split(".", 2)
             restored[int(index)][name] = value
     optimizer.load_state_dict({"state": restored, "param_groups": values["param_groups"]})
+
+
+def _fill_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
+    """Set the schedule to where it stood; the rates are the config's, which a new segment may have changed."""
+    scheduler.load_state_dict(scheduler.state_dict() | saved | {"base_lrs": scheduler.base_lrs})
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [base * factor(scheduler.last_epoch) for base, factor in pairs]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def _latest_name(state: Path) -> str | None:
