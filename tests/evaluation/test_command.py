@@ -77,7 +77,8 @@ def test_three_files_give_metrics_and_a_table(files: dict[str, str], capsys: pyt
     assert content["inputs"]["real"]["n"] == content["inputs"]["real"]["n_used"] == 160
     assert content["inputs"]["holdout"]["labels"] == ["bad", "good"]
     assert {row["group"] for row in content["metrics"]} == {
-        "utility", "label_fidelity", "validity", "memorisation", "two_sample", "divergence", "form", "diversity",
+        "utility", "label_fidelity", "validity", "memorisation", "control", "two_sample", "divergence", "form",
+        "diversity",
     }  # fmt: skip
     assert len({tuple(row) for row in content["metrics"]}) == 1  # every row has the same keys
     assert "warning: baseline" in shown.out.splitlines()[0]
@@ -186,6 +187,12 @@ def test_a_file_that_cannot_be_used_is_one_line(
     [
         (("--downstream", "bert"), "downstream"),
         (("--seeds", "0"), "seeds"),
+        (("--max_records", "3"), "max_records"),
+        (("--dp_direct_epsilon", "0"), "dp_direct_epsilon"),
+        (("--dp_direct_delta", "1"), "dp_direct_delta"),
+        (("--worst_cases", "-1"), "worst_cases"),
+        (("--downstream", "encoder"), "downstream_encoder"),
+        (("--downstream_encoder", "x"), "downstream does not list encoder"),
         (("--seedz", "3"), "seedz"),
         (("--holdout", "/nowhere.csv"), "no such file"),
         (("--real", "."), "not a run directory"),
@@ -210,8 +217,83 @@ def test_without_labels_utility_is_left_out_and_memorisation_is_not(
     main(words(files | {"--synthetic": str(plain)}, "--label_column", "null"))
     content = metrics(files)
     assert "utility is left out: label_column is null" in content["warnings"]
-    assert {row["group"] for row in content["metrics"]} == {"diversity", "validity", "memorisation"}
+    assert {row["group"] for row in content["metrics"]} == {"diversity", "validity", "memorisation", "control"}
     assert "Memorisation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("role", ["real", "synthetic", "holdout"])
+def test_a_file_without_labels_leaves_utility_out_and_says_so(
+    files: dict[str, str], make_pairs: Make, tmp_path: Path, role: str
+) -> None:
+    plain = tmp_path / "plain.csv"
+    plain.write_text("id,text\n" + "".join(f"{i},{text}\n" for i, (text, _) in enumerate(make_pairs(40, seed=6))))
+    main(words(files | {f"--{role}": str(plain)}))
+    content = metrics(files)
+    assert f"utility is left out: {role} has no labels" in content["warnings"]
+    assert any(line.startswith(f"{role}: read without labels") and "id, text" in line for line in content["warnings"])
+    assert "utility" not in {row["group"] for row in content["metrics"]}
+    assert "exact_match" in {row["name"] for row in content["metrics"]}
+
+
+def test_a_label_column_that_was_named_has_to_be_there(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no column 'stars'" in refusal(words(files, "--label_column", "stars"), capsys)
+    assert "no column 'stars'" in refusal(words(files, "--holdout_label_column", "stars"), capsys)
+
+
+def test_two_files_of_a_stranger_with_odd_columns(
+    make_pairs: Make, write_csv: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, labels = zip(*make_pairs(90, seed=2), strict=True)
+    table = pa.table({"generated text": texts, "Class": labels, "extra": range(90)})
+    pq.write_table(table, tmp_path / "s.parquet")
+    held_out = "".join(
+        json.dumps({"Body": text, "Rating (1-2)": label, "x": None}) + "\n" for text, label in make_pairs(80, seed=3)
+    )
+    (tmp_path / "test.jsonl").write_text(held_out)
+    flags = {
+        "--real": str(write_csv("train.csv", make_pairs(160, seed=1), header=("Review Text", "my label"))),
+        "--synthetic": str(tmp_path / "s.parquet"), "--holdout": str(tmp_path / "test.jsonl"),
+        "--output_dir": str(tmp_path / "out"), "--text_column": "Review Text", "--label_column": "my label",
+        "--holdout_text_column": "Body", "--holdout_label_column": "Rating (1-2)",
+        "--synthetic_text_column": "generated text", "--synthetic_label_column": "Class",
+        "--dp_direct_epsilon": "4",
+    }  # fmt: skip
+    main(words(flags))
+    content, shown = metrics(flags), capsys.readouterr().out
+    by_name = {(row["name"], row["train_on"], row["model"]): row for row in content["metrics"]}
+    assert by_name["accuracy", "synthetic", "lr"]["value"] > 0.7
+    assert by_name["accuracy", "dp_direct", "nb"]["value"] > 0.4
+    assert not by_name["accuracy", "dp_direct", "nb"]["publishable"]
+    assert content["settings"]["dp_direct"]["epsilon"] == 4
+    assert by_name["nearest_in_train", "real_sample", None]["n"] == 90
+    assert "real, with DP directly" in shown
+    assert "Nearest real record" in shown
+
+
+def test_direct_training_is_left_out_with_a_reason_where_no_epsilon_is_known(files: dict[str, str]) -> None:
+    main(words(files, "--downstream", "nb"))
+    (row,) = [r for r in metrics(files)["metrics"] if (r["name"], r["train_on"]) == ("accuracy", "dp_direct")]
+    assert row["value"] is None
+    assert "--dp_direct_epsilon" in row["reason"]
+
+
+def test_a_copy_is_said_first_and_its_worst_cases_stay_inside(
+    files: dict[str, str], make_pairs: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["--synthetic"] = files["--real"]
+    main(words(files, "--downstream", "nb"))
+    shown, content = capsys.readouterr(), metrics(files)
+    assert "160 of 160 synthetic texts are verbatim copies" in content["warnings"][0]
+    worst = Path(files["--output_dir"]) / "memorisation_worst.jsonl"
+    assert stat.S_IMODE(worst.stat().st_mode) == 0o600
+    cases = [json.loads(line) for line in worst.read_text().splitlines()]
+    assert len(cases) == 20
+    assert cases[0]["characters"] >= cases[-1]["characters"] > 50
+    text = cases[0]["real_text"]
+    assert text in {text for text, _ in make_pairs(160, seed=1)}
+    assert text not in json.dumps(content) + shown.out + shown.err
 
 
 def test_one_class_only_leaves_utility_out(files: dict[str, str], make_pairs: Make, write_csv: Make) -> None:

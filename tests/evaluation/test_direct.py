@@ -123,8 +123,9 @@ def test_one_record_moves_a_private_step_by_no_more_than_the_clip(monkeypatch: p
 
 
 def test_the_price_of_the_regression_is_the_promise() -> None:
-    for adjacency in ("add_remove", "replace"):
-        found = regression.make_mechanism(epsilon=2.0, delta=1e-5, adjacency=adjacency, num_units=500)  # type: ignore[arg-type]
+    relations: tuple[Adjacency, ...] = ("add_remove", "replace")
+    for adjacency in relations:
+        found = regression.make_mechanism(epsilon=2.0, delta=1e-5, adjacency=adjacency, num_units=500)
         assert 1.9 < found.epsilon(delta=1e-5) <= 2.0
 
 
@@ -186,7 +187,7 @@ def ledger(path: Path, **release: Any) -> None:
     entry = Entry(
         id="e", kind="dpsgd", mechanism=numbers, data=data, randomness={"source": "os", "seeded": False}, parents=()
     )
-    facts = {"artifact": "synthetic_text", "delta": 1e-5, "rule": "post_processing", "entries": ("e",)}
+    facts: dict[str, Any] = {"artifact": "synthetic_text", "delta": 1e-5, "rule": "post_processing", "entries": ("e",)}
     facts |= {"accountant": {"name": "pld", "version": "1"}} | release
     found = Ledger(unit="record", adjacency="add_remove", entries=(entry,), releases=(Release(**facts),))
     found.write(path / "ledger.json")

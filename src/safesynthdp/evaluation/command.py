@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safesynthdp.config import parse, to_mapping
@@ -19,15 +20,15 @@ from safesynthdp.evaluation.downstream import MAX_TRAIN_RECORDS, Settings, parse
 from safesynthdp.evaluation.inputs import Columns, Corpora, Input, find_suspicions, has_labels, load_inputs
 from safesynthdp.evaluation.rows import LEVEL, Row, decide_publishable, find
 from safesynthdp.evaluation.rows import to_mapping as row_to_mapping
-from safesynthdp.privacy.storage import write_json
+from safesynthdp.evaluation.schema import VERSION, check_metrics
+from safesynthdp.privacy.storage import write_json, write_text
 from safesynthdp.runs import RunDirectory
 
 if TYPE_CHECKING:
     from safesynthdp.evaluation.direct import Promise
     from safesynthdp.evaluation.downstream import Embed
 
-METRICS = "metrics.json"
-VERSION = 1
+METRICS, WORST = "metrics.json", "memorisation_worst.jsonl"
 MAX_SEEDS = 100
 MIN_RECORDS = 50
 MAX_BUCKETS = 5_000
@@ -140,15 +141,16 @@ def main(argv: Sequence[str]) -> None:
         clock.say(f"{run.path} is finished already, with this config and these records; nothing to do")
     else:
         run.begin()
-        content = evaluate(config, inputs, clock)
+        content = evaluate(config, inputs, clock, run.path)
+        check_metrics(content)
         write_json(run.path / METRICS, content, private=True)
         run.finish(timings=clock.laps, headline=headline(content))
         clock.say(f"wrote {run.path / METRICS}")
     _show(content, as_json=config.json)
 
 
-def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -> dict[str, Any]:
-    """Return the content of metrics.json."""
+def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock", folder: Path) -> dict[str, Any]:
+    """Return the content of metrics.json; write the worst cases of memorisation into ``folder``."""
     from safesynthdp.evaluation.compare import measure_likeness
     from safesynthdp.evaluation.memorisation import measure_memorisation
     from safesynthdp.evaluation.utility import NO_BASELINE, measure_utility
@@ -175,7 +177,13 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock") -
     alike = measure_likeness(corpora, config, progress=clock.lap)
     rows += alike.rows
     warnings += alike.warnings
-    memorised = measure_memorisation(corpora, progress=lambda what: clock.lap("memorisation", what))
+    memorised = measure_memorisation(
+        corpora, progress=lambda what: clock.lap("memorisation", what), max_records=config.max_records,
+        num_worst=config.worst_cases,
+    )  # fmt: skip
+    if memorised.worst:
+        lines = "".join(f"{json.dumps(case, ensure_ascii=False)}\n" for case in memorised.worst)
+        write_text(folder / WORST, lines, private=True)
     rows = decide_publishable(rows + memorised.rows, holdout_is_public=config.holdout_is_public)
     facts = {role: given.facts() for role, given in inputs.items()}
     for check, shares in memorised.long_enough.items():

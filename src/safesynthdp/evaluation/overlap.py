@@ -59,7 +59,7 @@ def find_matches(check: Check, *, probes: Sequence[str], pool: Sequence[str], ma
     matches_MP = np.zeros((len(masks_MQ), len(probes)), dtype=np.bool_)
     for probe_hashes, probe_of in check.windows(probes):
         known, known_of = np.unique(probe_hashes, return_inverse=True)
-        met, record_of = _meet(known, check.windows(pool))
+        met, record_of = meet(known, check.windows(pool))
         for mask_Q, matches_P in zip(masks_MQ, matches_MP, strict=True):
             is_met = np.zeros(len(known), dtype=np.bool_)
             is_met[met[mask_Q[record_of]]] = True
@@ -88,7 +88,7 @@ def window_hashes(codes: Hashes, length: int) -> Hashes:
     return result
 
 
-def _meet(known: Hashes, pool: Iterator[tuple[Hashes, Ints]]) -> tuple[Ints, Ints]:
+def meet(known: Hashes, pool: Iterator[tuple[Hashes, Ints]]) -> tuple[Ints, Ints]:
     """Return the pairs (position in ``known``, pool record) of all pool windows whose hash is known."""
     positions, records = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
     for hashes, record_of in pool:

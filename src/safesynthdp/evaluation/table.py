@@ -16,6 +16,7 @@ from safesynthdp.evaluation.likeness_table import show_likeness, show_verdict
 from safesynthdp.evaluation.overlap import CHECKS
 
 MIN_WIDTH = 100
+FAMILIES_A_TABLE = 3
 _TRAINED_ON = {
     "synthetic": "synthetic",
     "real_matched": "real, same n (ceiling)",
@@ -43,17 +44,21 @@ def show(content: dict[str, Any], console: Console | None = None) -> None:
         screen.print(
             f"\nUtility on {inputs['holdout']['n_used']} holdout records (95% intervals; F1 is macro)", soft_wrap=True
         )
-        screen.print(_utility(rows))
+        families = [family for family in FAMILIES if any(row["model"] == family for row in rows)]
+        for start in range(0, len(families), FAMILIES_A_TABLE):
+            screen.print(_utility(rows, families[start : start + FAMILIES_A_TABLE]))
+        screen.print(_plain(_direct(content["settings"].get("dp_direct"))), soft_wrap=True)
     screen.print("\nMemorisation: share of synthetic texts that have the same ... as a record of", soft_wrap=True)
     screen.print(_memorisation(rows))
     screen.print(_lengths(inputs), soft_wrap=True)
+    for line in _signs(rows):
+        screen.print(line, soft_wrap=True)
     show_likeness(rows, screen)
     screen.print("Whatever reads real records is not private: keep this output inside.", soft_wrap=True)
 
 
-def _utility(rows: Rows) -> Table:
+def _utility(rows: Rows, families: Sequence[str]) -> Table:
     """One line for each training set, two columns for each family."""
-    families = [family for family in FAMILIES if any(row["model"] == family for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("trained on", no_wrap=True)
     for family in families:
@@ -97,6 +102,35 @@ def _lengths(inputs: dict[str, Any]) -> str:
         "* random training records, as many as in the holdout. count: synthetic texts that match any training record.\n"
         f"  Only a long text can match: of the synthetic texts {' and '.join(parts)}."
     )
+
+
+def _direct(promise: dict[str, Any] | str | None) -> str:
+    """Say what direct DP training was allowed to spend, or why it was left out."""
+    if not isinstance(promise, dict):
+        return f"real, with DP directly: left out, {promise or 'it was not asked for'}"
+    return (
+        f"real, with DP directly: epsilon {promise['epsilon']:.4g} at delta {promise['delta']:g}, unit "
+        f"{promise['unit']}, {promise['adjacency']}, from {promise['source']}; a comparison for the inside"
+    )
+
+
+def _signs(rows: Rows) -> list[Text]:
+    """The longest run, the nearest record, and whether the holdout is a control; each beside fresh text and copies."""
+    longest = _find(rows, "longest_common_substring", "real")
+    nearest, control = _find(rows, "nearest_in_train", "real_sample"), _find(rows, "c2st_auc", "real_sample")
+    found = list[str]()
+    if longest is not None and longest["value"] is not None:
+        run = f"{longest['value']:.0f} characters" if longest["value"] else "below 50 characters"
+        found.append(
+            f"Longest run shared with a training record: {run} "
+            f"(fresh real text {longest['ceiling']:.0f}, a copy {longest['floor']:.0f})"
+        )
+    if nearest is not None:
+        ends = f"fresh real text {_short(nearest['ceiling'], '.3f')}, a copy {_short(nearest['floor'], '.3f')}"
+        found.append(f"Nearest real record is a training record: {_interval(nearest)} (.5 is no sign; {ends})")
+    if control is not None and control["value"] is not None:
+        found.append(f"Holdout told from training records: AUC {_interval(control)} (.5 is a good control)")
+    return [Text(line) for line in found]
 
 
 def _find(rows: Rows, name: str, train_on: str, *, model: str | None = None) -> dict[str, Any] | None:
