@@ -30,6 +30,8 @@ class PrivacyPlan:
     """The noisy label counts; None = labels are uniform, or no guarantee is claimed."""
     not_covered: tuple[str, ...]
     """Sentences for the ledger."""
+    num_present: int | None = None
+    """Units there are, where that is not ``num_units`` (data.nominal_num_records)."""
 
     @property
     def mechanism(self) -> DPSGDMechanism | None:
@@ -43,12 +45,12 @@ class PrivacyPlan:
 
     @property
     def num_units(self) -> int:
-        """Records, or users."""
+        """Records, or users, that the rate is planned with."""
         return self.sampler.num_records
 
     def draw(self, *, step: int, keys: StepKeys) -> NDArray[np.intp]:
         """Return the units of one global Poisson draw, by the very mechanism that is priced."""
-        return self.sampler.draw_batch(step=step, keys=keys)
+        return self.sampler.draw_batch(step=step, keys=keys, num_present=self.num_present)
 
 
 def make_plan(
@@ -59,7 +61,7 @@ def make_plan(
     Args:
         config: The resolved config.
         records: The training side; only its size and its public facts are used.
-        num_units: Records or users.
+        num_units: Records or users there are; data.nominal_num_records, where it is given, is planned with instead.
         noise_multiplier: Known from the ledger of a run that goes on; None = from the config, or searched.
 
     Raises:
@@ -86,13 +88,14 @@ def _unpriced_plan(
     config: FinetuneConfig, records: Records, *, num_units: int, noise_multiplier: float, steps: int | None
 ) -> PrivacyPlan:
     batch, privacy = config.train.expected_batch_size, config.privacy
-    if batch > num_units:
+    planned = config.data.nominal_num_records or num_units
+    if batch > planned:
         raise ConfigError(
-            f"train.expected_batch_size={batch} is above the {num_units} {privacy.unit}s to train on; lower it"
+            f"train.expected_batch_size={batch} is above the {planned} {privacy.unit}s to train on; lower it"
         )
-    asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
+    asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * planned / batch))
     sampler = DPSGDMechanism(
-        num_records=num_units,
+        num_records=planned,
         expected_batch_size=batch,
         noise_multiplier=noise_multiplier,
         steps=asked if steps is None else steps,
@@ -106,6 +109,7 @@ def _unpriced_plan(
         is_private=is_private,
         histogram=_histogram(privacy) if is_private else None,
         not_covered=_not_covered(privacy, records),
+        num_present=num_units,
     )
 
 
