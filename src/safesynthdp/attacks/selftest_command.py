@@ -1,11 +1,12 @@
 """``safesynthdp selftest``: does what this machine runs do what it claims?
 
-safesynthdp selftest                        # every part there is, under a minute on two CPU cores
+safesynthdp selftest                        # every part there is, about a minute on two CPU cores
 safesynthdp selftest engine --level full    # ten times the repetitions, minutes
 safesynthdp selftest --json                 # one JSON object, for machines
 
-Here: flags, table, exit code. Elsewhere: the parts (selftest_engine.py). Nothing is downloaded and no data is read: the
-records are made up, and every number follows from ``--seed``. Exit code 1 if anything failed.
+Here: flags, tables, exit code. Elsewhere: the parts (selftest_engine.py, selftest_audit.py: each has a ``run`` and,
+for people, a ``show``). Nothing is downloaded and no data is read: the records are made up, and every number follows
+from ``--seed``. Exit code 1 if anything failed.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from typing import Any, NoReturn
 
 from safesynthdp.errors import ConfigError, SafeSynthError
 
-PARTS = {"engine": "safesynthdp.attacks.selftest_engine:run"}
+PARTS = {
+    "engine": "safesynthdp.attacks.selftest_engine:run",
+    "audit": "safesynthdp.attacks.selftest_audit:run",
+}
 LEVELS = ("quick", "full")
 MIN_WIDTH = 165
 NUMBERS = ("rejected", "median p", "p of all")
@@ -37,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(list(argv))
     parts = _chosen(arguments.parts)
     began = time.monotonic()
-    results = {name: _function(name)(level=arguments.level, seed=arguments.seed) for name in parts}
+    results = {name: _function(PARTS[name])(level=arguments.level, seed=arguments.seed) for name in parts}
     head = {"passed": all(result["passed"] for result in results.values())}
     facts = head | {"level": arguments.level, "seed": arguments.seed} | {"parts": results}
     if arguments.json:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         _show(facts, seconds=time.monotonic() - began)
     failed = [f"{name} {what}" for name, result in results.items() for what in result["failed"]]
     if failed:
-        raise SafeSynthError(f"selftest failed: {'; '.join(failed)}; do not rely on what this installation trains")
+        raise SafeSynthError(f"selftest failed: {'; '.join(failed)}; do not rely on what this installation says")
 
 
 def _chosen(named: Sequence[str]) -> list[str]:
@@ -57,19 +61,32 @@ def _chosen(named: Sequence[str]) -> list[str]:
     return [name for name in PARTS if name in named or not named]
 
 
-def _function(part: str) -> Callable[..., Facts]:
-    module, function = PARTS[part].split(":")
-    found: Callable[..., Facts] = getattr(importlib.import_module(module), function)
+def _function(where: str) -> Callable[..., Any]:
+    module, function = where.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
 
 
 def _show(facts: Facts, *, seconds: float) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from safesynthdp.progress import duration
 
-    engine = facts["parts"]["engine"]
+    screen = Console(markup=False, highlight=False, emoji=False)
+    screen.width = max(screen.width, MIN_WIDTH)  # nothing is cut on a narrower screen
+    for name, result in facts["parts"].items():
+        show = _show_engine if name == "engine" else _function(PARTS[name].replace(":run", ":show"))
+        show(result, screen)
+    screen.print(
+        f"{'passed' if facts['passed'] else 'FAILED'}: {', '.join(facts['parts'])}, seed {facts['seed']}, "
+        f"{duration(seconds)}",
+        soft_wrap=True,
+    )
+
+
+def _show_engine(engine: Facts, screen: Any) -> None:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in COLUMNS:
         table.add_column(heading, no_wrap=True, justify="right" if heading in NUMBERS else "left")
@@ -86,17 +103,11 @@ def _show(facts: Facts, *, seconds: float) -> None:
             ", ".join(row["caught_by"]) or "-",
             "ok" if row["passed"] else "FAILED",
         )
-    screen = Console(markup=False, highlight=False, emoji=False)
-    screen.width = max(screen.width, MIN_WIDTH)  # nothing is cut on a narrower screen
     screen.print(table)
     checks = engine["checks"]
     right = sum(check["passed"] for check in checks)
     screen.print(f"start-up check and ledger: {right} of {len(checks)} answers as they must be", soft_wrap=True)
-    screen.print(
-        f"{'passed' if facts['passed'] else 'FAILED'}: claimed curve at alpha {engine['alpha']:g}, "
-        f"{engine['repetitions']} repetitions, seed {facts['seed']}, {duration(seconds)}",
-        soft_wrap=True,
-    )
+    screen.print(f"claimed curve at alpha {engine['alpha']:g}, {engine['repetitions']} repetitions", soft_wrap=True)
 
 
 def _p_value(value: float | None) -> str:
@@ -120,11 +131,11 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="safesynthdp selftest",
-        description="Check this installation: broken trainers must be flagged, the shipped one must not.",
+        description="Check this installation: broken trainers must be flagged, sound ones and noise must not.",
         allow_abbrev=False,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none named = all of them")
-    parser.add_argument("--level", choices=LEVELS, default="quick", help="quick: under a minute; full: minutes")
+    parser.add_argument("--level", choices=LEVELS, default="quick", help="quick: about a minute; full: many")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--seed", type=int, default=0, help="chooses all randomness (default: 0)")
     return parser
