@@ -118,7 +118,8 @@ def test_a_pool_killed_three_times_along_the_way_ends_with_the_tables_of_an_undi
     wait(lambda: len(done_shards(pool)) >= 2, why="two shards")
     started[-1].kill()  # the driver
     started[-1].communicate()
-    subprocess.run(["scancel", *queue(cluster)[:1]], env=cluster, timeout=30, check=True)  # a task, behind its back
+    running = wait(lambda: queue(cluster), why="a running task")
+    subprocess.run(["scancel", running[0]], env=cluster, timeout=30, check=True)  # a task, with no driver to see it
     started.append(drive(cluster, pool, "--max_parallel=2"))
     code, said = ended(started[-1])
     assert code == 0, said
@@ -144,6 +145,9 @@ def test_an_array_is_throttled_and_cancelled_tasks_are_begun_again(
     assert len(running) == 1
     assert len(queue(cluster, states="PENDING")) == 1
     subprocess.run(["scancel", *running], env=cluster, timeout=30, check=True)
+    while started[-1].poll() is None:
+        assert len(queue(cluster)) <= 1, "also a task that is begun again waits for its turn"
+        time.sleep(0.5)
     code, said = ended(started[-1])
     assert code == 0, said
     states = [

@@ -79,9 +79,12 @@ class SlurmEngine:
         return {int(job.rpartition("_")[2]): job for job in alive}
 
     def room(self, alive: int) -> int:
-        """SLURM holds back what does not fit."""
-        del alive
-        return len(self._pool.shards)
+        """See ``Engine.room``: all at once, and SLURM holds back what is too much, but it does so array by array.
+
+        A task that is begun again is another array: it waits until the open ones are fewer than may run at once.
+        """
+        most = self._config.max_parallel
+        return len(self._pool.shards) if most is None or not alive else max(0, most - alive)
 
     def stop(self, jobs: Mapping[int, str]) -> None:
         """Leave them be: the next driver finds their manifests."""

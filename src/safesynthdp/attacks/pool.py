@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from safesynthdp.attacks.shard_spec import ShardSpec
 from safesynthdp.errors import SafeSynthError, UserError
 from safesynthdp.runs import RunDirectory
@@ -64,6 +67,11 @@ class Pool:
     def reference_file(self) -> Path:
         """Records of the same population that no model is trained on."""
         return self.path / "data" / "reference.parquet"
+
+    @property
+    def has_users(self) -> bool:
+        """Records name their user."""
+        return "user" in read_table(self.training_file).column_names
 
     @property
     def target(self) -> Path:
@@ -127,6 +135,20 @@ def read_shard_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     is_ours = isinstance(value, dict) and all(isinstance(value.get(name), dict) for name in ("spec", "files", "facts"))
     return value if is_ours else None
+
+
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one of the pool's own tables.
+
+    Raises:
+        SafeSynthError: If it is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise SafeSynthError(
+            f"{path} is missing or damaged ({type(error).__name__}); restore it, or plan the pool again"
+        ) from error
 
 
 def file_hash(path: Path) -> str | None:

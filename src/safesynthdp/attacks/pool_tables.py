@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from safesynthdp.attacks.claims import Claim, claim_of_release
 from safesynthdp.attacks.ngram import ngram_signals
@@ -23,6 +22,7 @@ from safesynthdp.attacks.pool import (
     WEIGHTS_LEDGER,
     Pool,
     read_shard_manifest,
+    read_table,
 )
 from safesynthdp.attacks.pool_data import TEXT
 from safesynthdp.attacks.pool_signals import BASE_MODEL
@@ -83,8 +83,8 @@ def gather(pool: Pool) -> PoolTables:
     facts = manifests[done[0].model_id]["facts"]
     steps = facts["dp"]["steps"]
     return PoolTables(
-        records=pq.read_table(pool.path / RECORDS),
-        assignment=pq.read_table(pool.path / ASSIGNMENT),
+        records=read_table(pool.path / RECORDS),
+        assignment=read_table(pool.path / ASSIGNMENT),
         models=models,
         signals=signals,
         texts=audited_texts(pool),
@@ -131,7 +131,7 @@ def _models_table(pool: Pool, manifests: dict[int, dict[str, Any]]) -> pa.Table:
 
 
 def _of_shard(pool: Pool, spec: ShardSpec) -> pa.Table:
-    return _with_model(pq.read_table(pool.folder(spec) / SIGNALS), spec.model_id)
+    return _with_model(read_table(pool.folder(spec) / SIGNALS), spec.model_id)
 
 
 def _with_model(table: pa.Table, model_id: int) -> pa.Table:
@@ -142,14 +142,14 @@ def _untrained(pool: Pool) -> list[pa.Table]:
     """Return the rows of the untuned model, and of a reference corpus that no model was trained on."""
     parts = list[pa.Table]()
     if "model" in pool.plan["channels"]:
-        base = pq.read_table(pool.path / "data" / BASE_FILE).to_pydict()
+        base = read_table(pool.path / "data" / BASE_FILE).to_pydict()
         sums = [float(np.sum(np.asarray(row, dtype=np.float64))) for row in base["log_probs"]]
         counts = [float(len(row)) for row in base["log_probs"]]
         parts.append(_rows(base["record_id"], "model", {"lp_sum": sums, "num_scored": counts}))
-    reference = pq.read_table(pool.reference_file, columns=["text"])["text"].to_pylist()
+    reference = read_table(pool.reference_file, columns=["text"])["text"].to_pylist()
     if "text" in pool.plan["channels"] and reference:
         texts = audited_texts(pool)
-        everyone = pq.read_table(pool.training_file, columns=[TEXT])[TEXT].to_pylist()
+        everyone = read_table(pool.training_file, columns=[TEXT])[TEXT].to_pylist()
         size = int(pool.shards[0].sample["num_records"]) if pool.shards[0].sample else len(reference)
         found = ngram_signals(reference[:size], list(texts.values()), vocabulary_texts=everyone)
         parts.append(_rows(list(texts), "text", {name: values.tolist() for name, values in found.items()}))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from safesynthdp.attacks.pool import Pool
+from safesynthdp.attacks.pool import Pool, read_table
 from safesynthdp.attacks.shard_spec import ShardSpec
 from safesynthdp.attacks.shard_stages import audited_records
 from safesynthdp.errors import SafeSynthError
@@ -58,7 +58,7 @@ def untuned_log_probs(pool: Pool, run: RunDirectory, records: Records) -> list[N
     """
     path = pool.path / "data" / BASE_FILE
     if path.is_file():
-        found = pq.read_table(path)
+        found = read_table(path)
         if found["record_id"].to_pylist() == list(records.record_ids):
             return [np.asarray(row, dtype=np.float64) for row in found["log_probs"].to_pylist()]
     statistics = _statistics(run, records, untuned=True)
@@ -78,8 +78,8 @@ def text_signals(pool: Pool, records: Records, texts: Sequence[str]) -> pa.Table
     from safesynthdp.attacks.nearest import nearest_similarity
     from safesynthdp.attacks.ngram import ngram_signals
 
-    everyone = pq.read_table(pool.training_file, columns=["text"])["text"].to_pylist()
-    reference = pq.read_table(pool.reference_file, columns=["text"])["text"].to_pylist()
+    everyone = read_table(pool.training_file, columns=["text"])["text"].to_pylist()
+    reference = read_table(pool.reference_file, columns=["text"])["text"].to_pylist()
     values = ngram_signals(texts, records.texts, vocabulary_texts=everyone)
     matches = long_matches(texts, records.texts, reference=reference, words=MATCH_WORDS)
     values[f"match_{MATCH_WORDS}"] = matches.astype(np.float64)

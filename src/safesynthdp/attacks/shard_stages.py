@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from safesynthdp.attacks.assignment import members
-from safesynthdp.attacks.pool import RECORDS, Pool, folder_name
+from safesynthdp.attacks.pool import RECORDS, Pool, folder_name, read_table
 from safesynthdp.attacks.pool_data import membership_table, training_data_config
 from safesynthdp.attacks.shard_spec import ShardSpec, numbers_alike, recipe_hash
 from safesynthdp.config import config_hash, to_mapping
@@ -61,8 +61,7 @@ def train(pool: Pool, spec: ShardSpec, folder: Path) -> RunDirectory:
 def training_config(pool: Pool, spec: ShardSpec) -> dict[str, Any]:
     """Return the training config of a spec: the pool's recipe on its members, at the nominal size."""
     recipe = dict(pool.plan["recipe"])
-    has_users = "user" in pq.read_schema(pool.training_file).names
-    data = to_mapping(training_data_config(pool.training_file, labels=pool.plan["labels"], has_users=has_users))
+    data = to_mapping(training_data_config(pool.training_file, labels=pool.plan["labels"], has_users=pool.has_users))
     kept = {key: value for key, value in recipe["data"].items() if key in ("prompt_template", "max_length")}
     data |= kept | {
         "membership_file": str(_membership_file(pool, spec)),
@@ -79,7 +78,7 @@ def draw_corpus(pool: Pool, spec: ShardSpec, run: RunDirectory, folder: Path) ->
     assert spec.sample is not None
     config = spec.sample | {"run": str(run.path), "output_dir": str(folder)}
     _stage("sample", pool, folder, config)
-    return pq.read_table(folder / "synthetic.parquet")
+    return read_table(folder / "synthetic.parquet")
 
 
 def facts_of_run(run: RunDirectory) -> dict[str, Any]:
@@ -108,10 +107,9 @@ def audited_records(pool: Pool) -> Records:
     Raises:
         SafeSynthError: If the pool's files do not fit one another.
     """
-    table = pq.read_table(pool.path / RECORDS, columns=["record_id", "role"]).to_pydict()
+    table = read_table(pool.path / RECORDS, columns=["record_id", "role"]).to_pydict()
     wanted = [i for i, role in zip(table["record_id"], table["role"], strict=True) if role != "base"]
-    has_users = "user" in pq.read_schema(pool.training_file).names
-    config = training_data_config(pool.training_file, labels=pool.plan["labels"], has_users=has_users)
+    config = training_data_config(pool.training_file, labels=pool.plan["labels"], has_users=pool.has_users)
     records = load_split(config).train
     place = {record_id: index for index, record_id in enumerate(records.record_ids)}
     if not place.keys() >= set(wanted):
@@ -126,7 +124,7 @@ def _ids(data: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _membership_file(pool: Pool, spec: ShardSpec) -> Path:
     """Write which rows of the training file a model may read; the bits are computed from the rule, not looked up."""
-    table = pq.read_table(pool.path / RECORDS, columns=["record_id", "role", "unit_id", "group_size"]).to_pylist()
+    table = read_table(pool.path / RECORDS, columns=["record_id", "role", "unit_id", "group_size"]).to_pylist()
     audited = [row for row in table if row["role"] != "base"]
     bits = members(spec.seed, spec.model_id, [row["unit_id"] for row in audited], num_models=pool.num_models)
     is_member = {row["record_id"]: bool(bit) for row, bit in zip(audited, bits, strict=True)}
