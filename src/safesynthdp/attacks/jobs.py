@@ -61,18 +61,23 @@ class Engine(Protocol):
 
     def submit(self, logs: Mapping[int, Path]) -> dict[int, "Begun"]:
         """Begin a task for each shard number, if possible with the log named; return what was begun."""
+        ...
 
     def look(self, jobs: Mapping[int, str]) -> dict[int, Seen]:
         """Return what is known of each job."""
+        ...
 
     def find(self) -> dict[int, str]:
         """Return the live tasks of this pool, by shard, whoever began them."""
+        ...
 
     def room(self, alive: int) -> int:
         """Return how many more tasks may be begun."""
+        ...
 
     def stop(self, jobs: Mapping[int, str]) -> None:
         """End what would not outlive the driver usefully: local tasks save and end, a cluster's go on."""
+        ...
 
 
 @dataclass

@@ -33,22 +33,27 @@ class MadeUp(Protocol):
     @property
     def record_id(self) -> str:
         """Its name among the canaries."""
+        ...
 
     @property
     def text(self) -> str:
         """What is put in."""
+        ...
 
     @property
     def label(self) -> str:
         """One of the label set."""
+        ...
 
     @property
     def kind(self) -> str:
         """How it was made."""
+        ...
 
     @property
     def group_size(self) -> int:
         """How many copies go in together."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

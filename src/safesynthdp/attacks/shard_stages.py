@@ -40,7 +40,7 @@ def train(pool: Pool, spec: ShardSpec, folder: Path) -> RunDirectory:
     Raises:
         SafeSynthError: If training fails, or the run is not the one the spec names.
     """
-    config = training_config(pool, spec) | {"output_dir": str(folder)}
+    config: dict[str, Any] = {**training_config(pool, spec), "output_dir": str(folder)}
     if spec.pair is not None and _is_other_run(folder, config):
         for other in (folder, folder.with_name("sample")):  # of an earlier place of the pool: only time is lost
             shutil.rmtree(other, ignore_errors=True)
