@@ -162,7 +162,6 @@ def test_only_members_are_trained_on(tmp_path: Path) -> None:
     split = load(path, membership_file=file)
     assert split.train == whole.train.select(i for i, flag in enumerate(flags) if flag)
     assert split.holdout == whole.holdout
-    assert split.nominal_num_records is None
 
 
 @pytest.mark.parametrize(

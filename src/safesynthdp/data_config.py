@@ -43,6 +43,9 @@ class DataConfig:
     """Every label there is, known without looking at the data; without it the label set is read from private data."""
     membership_file: str | None = None
     """Parquet (record_id, member): train on the members alone. For shadow models."""
+    nominal_num_records: int | None = None
+    """Units (records, or users) that sample rate and steps are planned with, in place of how many members there are:
+    that number is random, and would tell. Needs membership_file."""
     holdout_percent: int = 20
     """Records never trained on, percent, 0 to 90; a hash of each text (or user) decides, so copies stay together."""
 
@@ -113,6 +116,12 @@ class DataConfig:
             raise ConfigError(f"data.max_length={self.max_length} is too short; give at least {_MIN_MAX_LENGTH} tokens")
         if self.max_records is not None and self.max_records < 1:
             raise ConfigError(f"data.max_records={self.max_records} keeps nothing; give at least 1 or leave it out")
+        if self.nominal_num_records is not None and self.nominal_num_records < 1:
+            raise ConfigError(f"data.nominal_num_records={self.nominal_num_records}: give a whole number above 0")
+        if self.nominal_num_records is not None and self.membership_file is None:
+            raise ConfigError(
+                f"data.nominal_num_records={self.nominal_num_records} needs data.membership_file; leave it out"
+            )
 
     def _refuse_bad_labels(self) -> None:
         if self.labels is None:

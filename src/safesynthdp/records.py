@@ -37,9 +37,6 @@ class Split:
     train: Records
     holdout: Records
     """Never seen by training, prompts, filters or tuning; empty if ``holdout_percent`` is 0."""
-    nominal_num_records: int | None = None
-    """The training size to plan with where it is not ``len(train)``. None here: a membership file names members only,
-    and whoever wrote it (a shadow pool) knows the nominal size."""
 
 
 def load_split(data: DataConfig, *, say: Say = say_on_stderr) -> Split:

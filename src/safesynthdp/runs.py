@@ -24,7 +24,7 @@ from safesynthdp.config import config_hash
 from safesynthdp.errors import ConfigError, LedgerMismatch, SafeSynthError, UserError
 from safesynthdp.privacy.storage import disk_error, make_private_directory, write_json, write_text
 
-Kind = Literal["finetune", "sample", "evaluate", "attack", "report"]
+Kind = Literal["finetune", "sample", "evaluate", "attack", "shadow_pool", "report"]
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LEDGER = "ledger.json"

@@ -15,6 +15,13 @@ from safesynthdp.runs import LEDGER, RunDirectory
 WORDS = np.asarray([f"word{i}" for i in range(200)])
 Scorer = Callable[[Records], list[NDArray[np.float64]]]
 MakeScorer = Callable[..., Scorer]
+POOL_RECIPE = """
+output_dir: unused
+model: {from_scratch: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2}}
+data: {train_file: RECORDS, labels: [good, bad], max_length: 48, holdout_percent: 30}
+privacy: {target_epsilon: 8.0, target_delta: 1.0e-3, accountant: rdp, unsafe_seed: 3}
+train: {expected_batch_size: 8, max_steps: 6, save_steps: 2}
+"""
 
 
 @pytest.fixture
@@ -83,3 +90,23 @@ def make_scorer() -> MakeScorer:
         return score
 
     return make
+
+
+@pytest.fixture
+def pool_recipe(tmp_path: Path, write_pool_recipe: Callable[[Path], Path]) -> Path:
+    """A training recipe that is seeded, tiny, and from scratch: 100 texts of random words, two labels."""
+    return write_pool_recipe(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_pool_recipe() -> Callable[[Path], Path]:
+    """Return what writes that recipe and its records into a folder."""
+
+    def write(folder: Path) -> Path:
+        rng = np.random.default_rng(7)
+        lines = [f"{' '.join(rng.choice(WORDS, size=3))},{'good' if i % 2 else 'bad'}" for i in range(100)]
+        (folder / "records.csv").write_text("\n".join(["text,label", *lines, ""]), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(POOL_RECIPE.replace("RECORDS", str(folder / "records.csv")))
+        return folder / "recipe.yaml"
+
+    return write

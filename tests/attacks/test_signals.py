@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from safesynthdp.attacks.signals import ATTACKS, attack_scores, mean_log_probs, zlib_lengths
+from safesynthdp.attacks.signals import (
+    ATTACKS,
+    attack_scores,
+    error_zone,
+    error_zone_score,
+    mean_log_probs,
+    min_k,
+    phi,
+    zlib_lengths,
+)
 from safesynthdp.errors import SafeSynthError
 
 TARGET = [np.array([-1.0, -2.0, -3.0]), np.array([-0.5])]
@@ -61,3 +70,37 @@ def test_two_models_must_have_scored_the_same_tokens() -> None:
 
 def test_the_compressed_length_is_in_bytes_of_utf8() -> None:
     assert zlib_lengths(["\u00e4" * 3]).tolist() == [len(zlib.compress(b"\xc3\xa4" * 3, 6))]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.2, -5.0), (0.4, -4.5), (1.0, -3.0)])
+def test_min_k_is_the_mean_of_the_lowest_share(share: float, expected: float) -> None:
+    assert min_k(np.array([-1.0, -2.0, -3.0, -4.0, -5.0]), share=share) == expected
+
+
+def test_min_k_of_a_short_text_is_its_lowest_token() -> None:
+    assert min_k(np.array([-1.0, -2.0, -3.0, -4.0])) == -4.0
+    assert min_k(np.array([-0.5])) == -0.5
+
+
+def test_the_error_zone_counts_only_tokens_the_model_got_wrong() -> None:
+    is_top = np.array([False, False, True, False])
+    gains = np.array([0.5, -0.2, 1.0, -0.3])
+    gained, lost = error_zone(gains - 2, np.full(4, -2.0), is_top=is_top)
+    assert (gained, lost) == pytest.approx((0.5, 0.5))
+    assert error_zone_score(np.array([gained]), np.array([lost])) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_record_better_at_every_token_scores_above_zero_and_one_never_wrong_is_not_last() -> None:
+    base = np.full(3, -2.0)
+    for is_top in (np.zeros(3, dtype=np.bool_), np.ones(3, dtype=np.bool_)):
+        gained, lost = error_zone(np.array([-0.1, -1.0, -1.9]), base, is_top=is_top)
+        assert lost == 0
+        assert error_zone_score(np.array([gained]), np.array([lost]))[0] > 3
+
+
+def test_phi_keeps_its_digits_from_certain_to_impossible() -> None:
+    values = np.array([-1e-12, -1e-6, -0.1, -math.log(2), -5.0, -50.0, -800.0])
+    known = [27.631021, 13.815510, 2.252168, 0, -4.993239, -50, -800]
+    assert phi(values).tolist() == pytest.approx(known, abs=1e-6)
+    with pytest.raises(SafeSynthError, match="not below 0"):
+        phi(np.array([0.0]))

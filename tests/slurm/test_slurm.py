@@ -1,15 +1,12 @@
 """The script of docs/howto/slurm.md on a real SLURM of one node, with two tasks.
 
-Skipped, with the reason, where no SLURM can be started; with REQUIRE_SLURM=1 that is a failure.
+The cluster is that of conftest.py.
 """
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,45 +15,12 @@ from safesynthdp.privacy.ledger import Ledger
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 RECIPE = """
 model: {from_scratch: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2}}
 data: {train_file: RECORDS, labels: ["good", "bad"], max_length: 40}
 privacy: {target_epsilon: 8.0, target_delta: 1.0e-3, unsafe_seed: 3, accountant: rdp}
 train: {expected_batch_size: 8, max_steps: STEPS, save_steps: 1000}
 """
-
-
-def absent(reason: str) -> None:
-    """Skip, or fail where SLURM was promised."""
-    if os.environ.get("REQUIRE_SLURM") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a SLURM and return the environment its clients need."""
-    if not all(shutil.which(program) for program in ("slurmctld", "slurmd", "munged", "sbatch")):
-        absent("slurm-wlm and munge are not installed")
-    folder = tmp_path_factory.mktemp("slurm")
-    for parent in [folder, *folder.parents[:2]]:
-        parent.chmod(0o755)
-    started = subprocess.run([HERE / "up.sh", folder], capture_output=True, text=True, timeout=60, check=False)
-    if started.returncode:
-        subprocess.run([HERE / "down.sh", folder], timeout=30, check=False)
-        absent(f"no SLURM could be started: {started.stderr[-300:]}")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    yield os.environ | {
-        "SLURM_CONF": str(folder / "slurm.conf"),
-        "PATH": path,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MAIN_IP": "127.0.0.1",
-        "PYTHONPATH": str(ROOT / "src"),
-    }
-    subprocess.run([HERE / "down.sh", folder], timeout=30, check=False)
 
 
 @pytest.fixture

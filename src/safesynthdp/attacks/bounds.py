@@ -8,6 +8,7 @@ canaries, r guesses, v right ones. numpy and scipy.special only: no statistics p
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -159,6 +160,7 @@ def check_epsilon(epsilon: float, *, name: str = "epsilon") -> None:
         raise ConfigError(f"{name}={epsilon} is not an epsilon; give a finite number of at least 0")
 
 
+@lru_cache(maxsize=4096)
 def _bisect_one_run(*, canaries: int, guesses: int, correct: int, delta: float, alpha: float) -> float:
     """Return the lower end of a bracket in which p crosses alpha; p grows with epsilon where it is below one half."""
 

@@ -1,7 +1,8 @@
-"""``safesynthdp attack score``: how well a finetune run's training records can be told from records it never saw.
+"""``safesynthdp attack``: its actions, and how well a run's training records can be told from others (``score --run``).
 
-Here: the flags, the directory that is written, the lines for people. Elsewhere: the draw and the rows (tier0.py), the
-forward passes (model_scores.py), the epsilon bounds (``safesynthdp audit``).
+Here: the actions, the flags of ``score --run``, the directory that is written, the lines for people. Elsewhere: the
+draw and the rows (tier0.py), the forward passes (model_scores.py), shadow pools (pool_command.py), the epsilon bounds
+(``safesynthdp audit``).
 """
 
 import json
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 SCORES, AUDIT = "scores.parquet", "audit.json"
 LEAVE_OUT = ("output_dir", "max_tokens_per_microbatch")
-ACTIONS = {"score": "tier-0 attacks on one finetune run: members against holdout, no shadow model"}
+ACTIONS = {
+    "plan": "settle who is trained on what: shadow models of one recipe, in complementary pairs",
+    "run": "train and score what is left of a pool, here or on a cluster; --shard I does one",
+    "status": "which shards of a pool are done, running, missing, failed or stale",
+    "score": "--pool P: attacks and audit of a pool; --run R: tier-0 attacks on one run, no shadow model",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class AttackScoreConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what the first word says; there is ``score``."""
+    """Do what the first word says."""
     if not argv or argv[0] in ("-h", "--help"):
         if not argv:
             raise ConfigError(f"attack: say what to do; there is {', '.join(ACTIONS)}")
@@ -70,7 +76,23 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0] not in ACTIONS:
         raise ConfigError(f"attack {argv[0]}: there is no such action; there is {', '.join(ACTIONS)}")
-    config = parse(AttackScoreConfig, argv[1:], prog="safesynthdp attack score")
+    if argv[0] != "score":
+        from safesynthdp.attacks import pool_command
+
+        {"plan": pool_command.plan_main, "run": pool_command.run_main, "status": pool_command.status_main}[argv[0]](
+            argv[1:]
+        )
+    elif any(word == "--pool" or word.startswith("--pool=") for word in argv):
+        from safesynthdp.attacks.pool_scoring import score_main
+
+        score_main(argv[1:])
+    else:
+        _score_one(argv[1:])
+
+
+def _score_one(argv: Sequence[str]) -> None:
+    """Score one run without shadow models, over as many processes as were launched."""
+    config = parse(AttackScoreConfig, argv, prog="safesynthdp attack score")
     run = RunDirectory.open(config.run, kind="finetune")
     if not run.is_finished:
         raise ConfigError(f"run={config.run} is not finished; finish it with the command that began it")

@@ -4,10 +4,10 @@ safesynthdp selftest                        # every part there is, about a minut
 safesynthdp selftest engine --level full    # ten times the repetitions, minutes
 safesynthdp selftest --json                 # one JSON object, for machines
 
-Here: flags, tables, exit code. Elsewhere: the parts (selftest_engine.py, evaluation/selftest_matrix.py: each has a
-``run`` and, for people, a ``show``). Nothing is downloaded and no data is read: the records are made up, and every
-number follows from ``--seed``; only ``evaluation --level full`` reads the builtin ``vader``. Exit code 1 if anything
-failed.
+Here: flags, tables, exit code. Elsewhere: the parts (selftest_engine.py, selftest_audit.py,
+evaluation/selftest_matrix.py: each has a ``run`` and, for people, a ``show``). Nothing is downloaded and no data is
+read: the records are made up, and every number follows from ``--seed``; only ``evaluation --level full`` reads the
+builtin ``vader``. Exit code 1 if anything failed.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from safesynthdp.errors import ConfigError, SafeSynthError
 
 PARTS = {
     "engine": "safesynthdp.attacks.selftest_engine:run",
+    "audit": "safesynthdp.attacks.selftest_audit:run",
     "evaluation": "safesynthdp.evaluation.selftest_matrix:run",  # by name: the room beside this one
 }
 LEVELS = ("quick", "full")
@@ -132,7 +133,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="safesynthdp selftest",
-        description="Check this installation: broken trainers and spoilt text must be flagged, sound ones must not.",
+        description="Check this installation: broken trainers and spoilt text must be flagged, sound ones not.",
         allow_abbrev=False,
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none named = all of them")

@@ -1,10 +1,13 @@
 """From token log-probabilities to one number a record; higher is more member-like.
 
-Here: the signals that need no shadow model. Elsewhere: the log-probabilities (model_scores.py), what the numbers are
-worth (metrics.py). ``lp`` is the sum over the n scored tokens of a record, which are those the loss was taken on:
-never the prompt, never padding. float64 throughout; ``exp(lp)`` is never formed.
+Here: the signals that need no shadow model. Elsewhere: the log-probabilities (model_scores.py) and the moments around
+them (training/token_statistics.py), the stored table (record_signals.py), what the numbers are worth (metrics.py).
+``lp`` is the sum over the n scored tokens of a record, which are those the loss was taken on: never the prompt, never
+padding. float64 throughout; ``exp(lp)`` of a sequence is never formed. Sources: Shi et al. (2024), arXiv:2310.16789
+(Min-K%); Zhang et al. (2024), arXiv:2404.02936 (Min-K%++); Kim et al. (2024) (EZ); Carlini et al. (2022) (phi).
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -16,6 +19,10 @@ from safesynthdp.errors import SafeSynthError
 TokenLogProbs = Sequence[NDArray[np.float64]]
 Scores = NDArray[np.float64]
 ATTACKS = ("loss", "ref", "zlib")
+LOWEST_SHARE = 0.2
+"""Min-K% looks at this share of a record's tokens: the least likely ones."""
+EZ_OFFSET = 0.1
+"""Added to both sums of EZ: a strong member has nothing in the second one."""
 _NAMED = 10
 
 
@@ -50,10 +57,9 @@ def mean_log_probs(log_probs: TokenLogProbs, *, record_ids: Sequence[str], model
     counts = np.asarray([len(tokens) for tokens in log_probs], dtype=np.float64)
     broken = np.flatnonzero(~np.isfinite(sums) | (counts == 0))
     if broken.size:
-        named = ", ".join(record_ids[int(index)] for index in broken[:_NAMED])
-        more = f" and {broken.size - _NAMED} more" if broken.size > _NAMED else ""
+        who = named([record_ids[int(index)] for index in broken])
         raise SafeSynthError(
-            f"{model} gives no finite log-probability for {broken.size} of {sums.size} records ({named}{more}); "
+            f"{model} gives no finite log-probability for {broken.size} of {sums.size} records ({who}); "
             "nothing is dropped: train again with a lower train.learning_rate, or in float32"
         )
     means: Scores = sums / counts
@@ -63,3 +69,59 @@ def mean_log_probs(log_probs: TokenLogProbs, *, record_ids: Sequence[str], model
 def zlib_lengths(texts: Sequence[str]) -> Scores:
     """Return the compressed size of each text in bytes (level 6); it depends on the version of zlib."""
     return np.asarray([len(zlib.compress(text.encode("utf-8"), 6)) for text in texts], dtype=np.float64)
+
+
+def min_k(values: NDArray[np.float64], *, share: float = LOWEST_SHARE) -> float:
+    """Return the mean of the ``max(1, ceil(share n))`` lowest of n values.
+
+    Of log-probabilities this is Min-K%, of ``z = (l - mu) / sigma`` Min-K%++. A short text has one lowest token too:
+    rounding down would leave none.
+    """
+    count = max(1, math.ceil(share * values.size - 1e-9))
+    return float(np.sort(values)[:count].mean(dtype=np.float64))
+
+
+def error_zone(
+    target: NDArray[np.float64], base: NDArray[np.float64], *, is_top: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return ``P = sum max(d, 0)`` and ``N = sum max(-d, 0)`` with ``d = l_t - l_b``, where the top-1 is wrong.
+
+    Where the attacked model has every token right, the sums run over all tokens.
+
+    Args:
+        target: [n] log-probabilities under the attacked model.
+        base: [n] the same under the untuned one.
+        is_top: [n] whether the attacked model puts this token first.
+    """
+    gains = target - base
+    gains = gains if is_top.all() else gains[~is_top]
+    return float(np.maximum(gains, 0).sum()), float(np.maximum(-gains, 0).sum())
+
+
+def error_zone_score(gained: NDArray[np.float64], lost: NDArray[np.float64]) -> Scores:
+    """Return ``log(P + 0.1) - log(N + 0.1)``; a ratio P / N set to 0 at N = 0 would rank the best members last."""
+    scores: Scores = np.log(gained + EZ_OFFSET) - np.log(lost + EZ_OFFSET)
+    return scores
+
+
+def phi(log_probs: NDArray[np.float64]) -> Scores:
+    """Return the logit of a probability from its logarithm, ``lp - log(1 - exp(lp))``, without cancellation.
+
+    For single answers: of a whole sequence ``exp(lp)`` is 0 and phi is ``lp``.
+
+    Raises:
+        SafeSynthError: If a logarithm is not below 0.
+    """
+    if not (log_probs < 0).all():
+        raise SafeSynthError("phi: a log-probability is not below 0, so its logit is not finite; keep more digits")
+    near_one = log_probs > -math.log(2)
+    with np.errstate(divide="ignore", under="ignore"):
+        complement = np.where(near_one, np.log(-np.expm1(log_probs)), np.log1p(-np.exp(log_probs)))
+    scores: Scores = log_probs - complement
+    return scores
+
+
+def named(record_ids: Sequence[str]) -> str:
+    """Return the first ten ids, and how many more there are."""
+    more = f" and {len(record_ids) - _NAMED} more" if len(record_ids) > _NAMED else ""
+    return f"{', '.join(record_ids[:_NAMED])}{more}"

@@ -88,8 +88,14 @@ class DPSGDMechanism:
         """Probability that a unit joins a step: exactly ``expected_batch_size / num_records``, in (0, 1]."""
         return self.expected_batch_size / self.num_records
 
-    def draw_batch(self, *, step: int, keys: StepKeys) -> NDArray[np.intp]:
+    def draw_batch(self, *, step: int, keys: StepKeys, num_present: int | None = None) -> NDArray[np.intp]:
         """Return the sorted indices of the units of one step; possibly none, and that is still a step.
+
+        Args:
+            step: The logical step.
+            keys: The run's keys.
+            num_present: How many units there are where that is not ``num_records``: in a shadow model, whose size is
+                random, the rate stays that of the size it was planned with.
 
         Guarantee:
             Unit i is in when its own 64-bit word is below ``floor(sample_rate * 2^64)``, so each joins alone, with a
@@ -97,7 +103,11 @@ class DPSGDMechanism:
             same, and a resumed run draws what an unbroken one would have.
         """
         return poisson_draw(
-            num_records=self.num_records, expected_batch_size=self.expected_batch_size, step=step, keys=keys
+            num_records=self.num_records,
+            expected_batch_size=self.expected_batch_size,
+            step=step,
+            keys=keys,
+            num_present=num_present,
         )
 
     def noise(self, *, step: int, tensor: int, count: int, keys: StepKeys, offset: int = 0) -> NDArray[np.float64]:
@@ -284,10 +294,16 @@ def label_shares(noisy_counts: Sequence[int]) -> list[float]:
     return [count / total for count in clamped] if total else [1 / len(clamped)] * len(clamped)
 
 
-def poisson_draw(*, num_records: int, expected_batch_size: int | float, step: int, keys: StepKeys) -> NDArray[np.intp]:
-    """Return the sorted indices of one Poisson draw at rate ``expected_batch_size / num_records``."""
+def poisson_draw(
+    *, num_records: int, expected_batch_size: int | float, step: int, keys: StepKeys, num_present: int | None = None
+) -> NDArray[np.intp]:
+    """Return the sorted indices of one Poisson draw at rate ``expected_batch_size / num_records``.
+
+    The draw is among ``num_present`` units, ``num_records`` if not given.
+    """
+    count = num_records if num_present is None else checks.whole("num_present", num_present, at_least=0)
     threshold = int(Fraction(expected_batch_size / num_records) * 2**64)
     if threshold >= 2**64:
-        return np.arange(num_records, dtype=np.intp)
-    coins = words(keys.sampling, domain=SAMPLING_DOMAIN, step=step, tensor=0, count=num_records)
+        return np.arange(count, dtype=np.intp)
+    coins = words(keys.sampling, domain=SAMPLING_DOMAIN, step=step, tensor=0, count=count)
     return np.flatnonzero(coins < np.uint64(threshold))

@@ -35,7 +35,16 @@ def main(argv: Sequence[str]) -> None:
     config = parse(FinetuneConfig, argv, prog="safesynthdp finetune")
     if config.dry_run:
         say_dry_run(config)
-        return
+    else:
+        run_finetune(config)
+
+
+def run_finetune(config: FinetuneConfig) -> RunDirectory:
+    """Train in ``config.output_dir``, or what is left of it, and return the run.
+
+    Raises:
+        SafeSynthError: One line for whatever stops it.
+    """
     from safesynthdp.training.launching import end_ranks, start_ranks
     from safesynthdp.training.meeting import Patience
 
@@ -54,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
             run.discard()  # a request that must change leaves nothing behind; work that has begun stays
             raise
     end_ranks(ranks)
+    return run
 
 
 def say_dry_run(config: FinetuneConfig) -> None:

@@ -17,9 +17,19 @@ def target_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Return log p(token t | tokens before t), [B, T] float32; 0 where ``target_mask_BT`` is False.
 
     A float64 model gives float64.
+    """
+    logits_BKV, targets_BK = target_logits(model, batch)
+    picked_BK = -nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
+    picked_BK = torch.where(batch.target_mask_BT[:, -targets_BK.shape[1] :], picked_BK, 0.0)
+    return nn.functional.pad(picked_BK, (batch.first_target, 0))
 
+
+def target_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits of the last K positions, [B, K, V] float32 or float64, and their own tokens, [B, K].
+
+    K = T - first_target: logits before the first target of the batch are not computed where the model allows it.
     Rows do not interact: attention is causal and padding stands on the right, so no token of a row sees padding, and
-    no mask is needed. Logits before the first target of the batch are not computed where the model allows it.
+    no mask is needed.
     """
     kept = batch.input_ids_BT.shape[1] - batch.first_target + 1
     extra = {"logits_to_keep": kept} if _accepts(model, "logits_to_keep") else {}
@@ -27,10 +37,7 @@ def target_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     logits_BKV = model(input_ids=batch.input_ids_BT, use_cache=False, **positions, **extra).logits
     logits_BKV = logits_BKV[:, -kept:-1]
     logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
-    targets_BK = batch.input_ids_BT[:, -kept + 1 :]
-    picked_BK = -nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
-    picked_BK = torch.where(batch.target_mask_BT[:, -kept + 1 :], picked_BK, 0.0)
-    return nn.functional.pad(picked_BK, (batch.first_target, 0))
+    return logits_BKV, batch.input_ids_BT[:, -kept + 1 :]
 
 
 def record_losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -35,6 +35,8 @@ class PrivacyPlan:
     """Sentences for the ledger."""
     steps_before: int = 0
     """Steps that were charged under other promises, before this part of the run (segments.py)."""
+    num_present: int | None = None
+    """Units there are, where that is not ``num_units`` (data.nominal_num_records)."""
 
     @property
     def mechanism(self) -> DPSGDMechanism | None:
@@ -53,12 +55,12 @@ class PrivacyPlan:
 
     @property
     def num_units(self) -> int:
-        """Records, or users."""
+        """Records, or users, that the rate is planned with."""
         return self.sampler.num_records
 
     def draw(self, *, step: int, keys: StepKeys) -> NDArray[np.intp]:
         """Return the units of one global Poisson draw, by the very mechanism that is priced."""
-        return self.sampler.draw_batch(step=step, keys=keys)
+        return self.sampler.draw_batch(step=step, keys=keys, num_present=self.num_present)
 
 
 def make_plan(
@@ -74,7 +76,7 @@ def make_plan(
     Args:
         config: The resolved config.
         records: The training side; only its size and its public facts are used.
-        num_units: Records or users.
+        num_units: Records or users there are; data.nominal_num_records, where it is given, is planned with instead.
         noise_multiplier: Known from the ledger of a run that goes on; None = from the config, or searched.
         earlier: What the run spent under other promises: the target covers it too, and its steps count as taken.
 
@@ -124,18 +126,19 @@ def _unpriced_plan(
     steps_before: int,
 ) -> PrivacyPlan:
     batch, privacy = config.train.expected_batch_size, config.privacy
-    if batch > num_units:
+    planned = config.data.nominal_num_records or num_units
+    if batch > planned:
         raise ConfigError(
-            f"train.expected_batch_size={batch} is above the {num_units} {privacy.unit}s to train on; lower it"
+            f"train.expected_batch_size={batch} is above the {planned} {privacy.unit}s to train on; lower it"
         )
-    asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * num_units / batch))
+    asked = config.train.max_steps or max(1, round((config.train.num_train_epochs or 0) * planned / batch))
     if asked <= steps_before:
         raise ConfigError(
             f"train.max_steps={asked}: {steps_before} steps are spent already under other settings; give more, since "
             "they count"
         )
     sampler = DPSGDMechanism(
-        num_records=num_units,
+        num_records=planned,
         expected_batch_size=batch,
         noise_multiplier=noise_multiplier,
         steps=asked - steps_before if steps is None else steps,
@@ -150,6 +153,7 @@ def _unpriced_plan(
         histogram=_histogram(privacy) if is_private else None,
         not_covered=_not_covered(privacy, records) + ((NOT_COVERED,) if steps_before else ()),
         steps_before=steps_before,
+        num_present=num_units,
     )
 
 

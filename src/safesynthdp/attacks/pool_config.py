@@ -1,0 +1,168 @@
+"""What a shadow pool is asked for: the flags of ``attack plan | run | status`` and of ``attack score --pool``.
+
+Here: the keys, their meaning and their bounds. Elsewhere: what is planned from them (pool_plan.py), the driver
+(driver.py).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from safesynthdp.errors import ConfigError
+
+Channel = Literal["model", "text"]
+MAX_MODELS = 512
+"""Array indices stay below SLURM's usual MaxArraySize of 1001."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryConfig:
+    """Made-up records, each put in by a coin of its own."""
+
+    kind: str = "random_tokens"
+    """random_tokens and mislabelled light up a model, text_suffix (a usual beginning, an improbable end) the text."""
+    count: int = 0
+    """How many canaries."""
+    repeats: int = 1
+    """Copies of each canary; above 1 it is protected, and compared, as a group of so many records."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        if self.count < 0:
+            raise ConfigError(f"canaries.count={self.count}: give 0 or more")
+        if self.repeats < 1:
+            raise ConfigError(f"canaries.repeats={self.repeats}: give a whole number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSampleConfig:
+    """The synthetic corpus drawn from each model; the keys are those of ``safesynthdp sample``."""
+
+    num_records: int = 1000
+    """Texts a corpus."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens only; 0 = all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that hold this much probability."""
+    max_new_tokens: int | None = None
+    """Longest text; null = what the prompt leaves of data.max_length."""
+    batch_size: int = 128
+    """Texts decoded at once."""
+    seed: int = 0
+    """Each model draws with a seed of its own derived from this one."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning; sampling itself checks the rest."""
+        if self.num_records < 1:
+            raise ConfigError(f"sample.num_records={self.num_records}: give a whole number above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"sample.temperature={self.temperature}: give a finite number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Plan a pool of shadow models: who is trained on what, with the recipe of the model that is released."""
+
+    output_dir: str
+    """The pool. Private (mode 0700): it holds the records, and nothing in it is released but its target."""
+    recipe: str
+    """A training recipe (YAML), or the directory of a finetune run, whose recipe is then taken."""
+    overrides: list[str] = field(default_factory=list)
+    """Changes to the recipe, as on the command line: ["--train.max_steps=5"]."""
+    num_models: int = 8
+    """Shadow models, in pairs; at least 6 for a shrunken variance. 16 is a strong pool."""
+    seed: int = 0
+    """Of the coins (rule pairs-v1) and of the choice of audited records; not of the training."""
+    num_audit: int = 1000
+    """At most so many natural records are audited by a coin each; all other records are in every model."""
+    canaries: CanaryConfig = field(default_factory=CanaryConfig)
+    """Made-up records that are audited too."""
+    channels: list[Channel] = field(default_factory=lambda: ["model", "text"])
+    """model: the attacker holds the weights; text: the synthetic corpus only."""
+    sample: PoolSampleConfig = field(default_factory=PoolSampleConfig)
+    """The corpus of each model, for the channel text."""
+    with_target: bool = True
+    """Also train the model that may be released, as a dedicated target with coins of its own. It is kept."""
+    num_processes: int = 1
+    """Processes (GPUs) a model is trained with, through accelerate, within one task."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("output_dir", "recipe"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give a path")
+        if self.num_models % 2 or not 2 <= self.num_models <= MAX_MODELS:
+            raise ConfigError(f"num_models={self.num_models}: give an even number from 2 to {MAX_MODELS}")
+        if self.num_audit < 0 or self.num_audit + self.canaries.count < 2:
+            raise ConfigError(f"num_audit={self.num_audit}: audit two records or more, natural ones or canaries")
+        if not self.channels or len(set(self.channels)) < len(self.channels):
+            raise ConfigError(f"channels={self.channels}: name model, text, or both, each once")
+        if self.num_processes < 1:
+            raise ConfigError(f"num_processes={self.num_processes}: give a whole number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """What ``sbatch`` is told, for ``--engine slurm``."""
+
+    partition: str | None = None
+    """Partition; null = the cluster's default."""
+    account: str | None = None
+    """Account to charge."""
+    time_minutes: int | None = None
+    """Time limit of a task; null = the partition's."""
+    cpus_per_task: int | None = None
+    """Cores a task."""
+    gpus_per_task: int = 0
+    """GPUs a task; as many as the plan's num_processes."""
+    memory_gib: float | None = None
+    """Memory a task."""
+    extra: list[str] = field(default_factory=list)
+    """More options of sbatch, as they are: ["--qos=low"]."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the task: ["module load cuda"]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPoolConfig:
+    """Train and score what is left of a pool; the same command goes on wherever an earlier one stopped."""
+
+    pool: str
+    """The pool, as ``attack plan`` wrote it."""
+    shard: int | None = None
+    """Do this one shard in this process: what a task of any scheduler calls. null = drive them all."""
+    engine: Literal["local", "slurm"] = "local"
+    """Where tasks run: processes of this machine, or a SLURM array."""
+    max_parallel: int | None = None
+    """Tasks at once; null = what cores and memory allow (local), no limit of ours (slurm)."""
+    memory_gib_per_task: float | None = None
+    """Memory a local task needs; null = 2 GiB until the first one is done, then what that one took."""
+    retries: int = 2
+    """How often a failed task is begun again, counted on disk over all drivers."""
+    deadline_minutes: float | None = None
+    """Stop driving after this long; SLURM tasks go on, local ones save and end."""
+    poll_seconds: float = 0.5
+    """Seconds between two looks at the manifests."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """Options of the SLURM engine."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        for name in ("max_parallel", "memory_gib_per_task", "deadline_minutes", "poll_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name}={value}: give a number above 0")
+        if self.retries < 0:
+            raise ConfigError(f"retries={self.retries}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say which shards of a pool are done, running, missing, failed or stale."""
+
+    pool: str
+    """The pool, as ``attack plan`` wrote it."""
+    json: bool = False
+    """Print one JSON object and nothing else on stdout."""

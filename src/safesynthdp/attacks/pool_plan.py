@@ -1,0 +1,247 @@
+"""``safesynthdp attack plan``: from a recipe and its records to a pool of specs on disk.
+
+Here: resolving the recipe once for all models, choosing roles, writing plan and tables. Elsewhere: roles
+(pool_data.py), coins (assignment.py), carrying a spec out (shard.py). Nothing is trained. Planning again over an
+earlier plan keeps every shard whose spec did not change, so a pool can grow.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from safesynthdp.attacks.assignment import assignment_table
+from safesynthdp.attacks.pool import ASSIGNMENT, PLAN, RECORDS, Pool
+from safesynthdp.attacks.pool_config import PoolConfig
+from safesynthdp.attacks.pool_data import MadeUp, PoolData, compose, write_training_file
+from safesynthdp.attacks.shard_spec import ShardSpec, canonical_hash, derived_seed, recipe_hash
+from safesynthdp.attacks.signals import zlib_lengths
+from safesynthdp.config import parse, to_mapping
+from safesynthdp.errors import ConfigError
+from safesynthdp.privacy.storage import make_private_directory, write_atomically, write_json, write_text
+from safesynthdp.records import Records, Split, load_split
+from safesynthdp.runs import CONFIG, MANIFEST, RunDirectory
+
+if TYPE_CHECKING:
+    from safesynthdp.training.config import FinetuneConfig
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPlan:
+    """What a pool will do, before anything is written."""
+
+    config: PoolConfig
+    recipe: dict[str, Any]
+    """The training config of every model, with the noise settled; data and seed are filled in for each."""
+    data: PoolData
+    reference: Records
+    label_set: tuple[str, ...]
+    label_set_is_public: bool
+    shards: tuple[ShardSpec, ...]
+
+    @property
+    def unit(self) -> str:
+        """Whom the recipe protects."""
+        return str(self.recipe["privacy"]["unit"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plan.json."""
+        settings = to_mapping(self.config)
+        return {
+            "version": PLAN_VERSION,
+            "num_models": self.config.num_models,
+            "with_target": self.config.with_target,
+            "seed": self.config.seed,
+            "unit": self.unit,
+            "channels": settings["channels"],
+            "num_processes": self.config.num_processes,
+            "labels": list(self.label_set) if self.label_set_is_public else None,
+            "label_set": list(self.label_set),
+            "recipe": self.recipe,
+            "recipe_hash": self.shards[0].recipe_hash,
+            "data_hash": self.shards[0].data_hash,
+            "nominal_num_records": self.shards[0].nominal_num_records,
+            "num_audited": len(self.data.audited),
+            "shards": [spec.to_json() for spec in self.shards],
+        }
+
+
+def make_plan(config: PoolConfig) -> AuditPlan:
+    """Read the recipe and its records and settle everything that models of the pool share.
+
+    Raises:
+        UserError: If recipe or records cannot be used.
+    """
+    recipe = read_recipe(config)
+    split = load_split(recipe.data)
+    data = compose(
+        split, _canaries(config, split), num_audit=config.num_audit, seed=config.seed, unit=recipe.privacy.unit
+    )
+    nominal = data.nominal(unit=recipe.privacy.unit)
+    settled = _settled(recipe, split, nominal=nominal)
+    return AuditPlan(
+        config=config,
+        recipe=settled,
+        data=data,
+        reference=split.holdout,
+        label_set=split.train.label_set,
+        label_set_is_public=split.train.label_set_is_public,
+        shards=tuple(_specs(config, settled, data, split, nominal=nominal)),
+    )
+
+
+def write_plan(plan: AuditPlan) -> Pool:
+    """Write the pool's directory, or bring an earlier plan up to date; finished shards are left as they are.
+
+    Raises:
+        ConfigError: If the directory holds something else.
+    """
+    config = plan.config
+    run = RunDirectory.create(config.output_dir, kind="shadow_pool", config={})
+    make_private_directory(run.path)
+    write_text(run.path / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))
+    make_private_directory(run.path / "data")
+    pool = Pool(path=run.path, plan=plan.to_json(), shards=plan.shards)
+    write_training_file(pool.training_file, plan.data, labels=pool.plan["labels"])
+    reference = pa.table({"text": list(plan.reference.texts), "label": list(plan.reference.labels)})
+    _write_table(pool.reference_file, reference)
+    _write_table(run.path / RECORDS, _records_table(plan))
+    units = {record.record_id: record.unit_id for record in plan.data.audited}
+    bits = assignment_table(units, seed=config.seed, num_models=config.num_models, with_target=config.with_target)
+    _write_table(run.path / ASSIGNMENT, bits)
+    write_json(run.path / PLAN, pool.plan, private=True)
+    run.finish(recipe_hash=pool.plan["recipe_hash"], data_hash=pool.plan["data_hash"])
+    (run.path / MANIFEST).chmod(0o600)
+    return pool
+
+
+def read_recipe(config: PoolConfig) -> "FinetuneConfig":
+    """Return the training config that the pool's recipe names.
+
+    Raises:
+        ConfigError: If it is neither a recipe nor a finetune run, or asks for what a pool cannot repeat.
+    """
+    from safesynthdp.training.config import FinetuneConfig
+
+    path = Path(config.recipe)
+    path = path / CONFIG if path.is_dir() else path
+    changes = [*config.overrides, "--output_dir=unused", "--dry_run=false"]
+    recipe = parse(FinetuneConfig, ["--config", str(path), *changes], prog="safesynthdp attack plan")
+    if recipe.data.membership_file is not None:
+        raise ConfigError("data.membership_file is set in the recipe; a pool draws the members itself")
+    if recipe.data.holdout_percent == 0 and "text" in config.channels:
+        sys.stderr.write("note: data.holdout_percent=0 leaves no reference corpus for the text channel\n")
+    return recipe
+
+
+def _settled(recipe: "FinetuneConfig", split: Split, *, nominal: int) -> dict[str, Any]:
+    """Return the recipe with its noise searched once, at the nominal size, for all models."""
+    from safesynthdp.training.plan import make_plan as plan_privacy
+
+    privacy = plan_privacy(recipe, split.train, num_units=nominal, noise_multiplier=None)
+    values = to_mapping(recipe)
+    if privacy.mechanism is not None:
+        values["privacy"]["noise_multiplier"] = privacy.mechanism.noise_multiplier
+    del values["output_dir"], values["dry_run"]
+    values["data"] |= {"max_records": None, "nominal_num_records": nominal}
+    return values
+
+
+def _specs(
+    config: PoolConfig, recipe: Mapping[str, Any], data: PoolData, split: Split, *, nominal: int
+) -> list[ShardSpec]:
+    reference = hashlib.sha256("\n".join(split.holdout.record_ids).encode()).hexdigest()
+    labels = list(split.train.label_set)
+    data_hash = canonical_hash([data.fingerprint, reference, labels, split.train.label_set_is_public])
+    sample = to_mapping(config.sample)
+    seed = recipe["privacy"]["unsafe_seed"]
+    specs = list[ShardSpec]()
+    for model_id in range(config.num_models + config.with_target):
+        is_target = model_id == config.num_models
+        own = 2**20 if is_target else model_id  # the target's seeds do not hang on how many models there are
+        specs.append(
+            ShardSpec(
+                model_id=model_id,
+                pair=None if is_target else model_id // 2,
+                seed=config.seed,
+                recipe_hash=recipe_hash(recipe),
+                data_hash=data_hash,
+                nominal_num_records=nominal,
+                unsafe_seed=None if seed is None else derived_seed("train", seed, own),
+                channels=tuple(config.channels),
+                sample=sample | {"seed": derived_seed("sample", sample["seed"], own)}
+                if "text" in config.channels
+                else None,
+            )
+        )
+    return specs
+
+
+def _canaries(config: PoolConfig, split: Split) -> Sequence[MadeUp]:
+    if not config.canaries.count:
+        return []
+    from safesynthdp.attacks.canaries import make_canaries
+
+    asked = config.canaries
+    return make_canaries(
+        asked.kind,
+        asked.count,
+        seed=config.seed,
+        labels=split.train.label_set,
+        texts=split.holdout.texts,
+        text_labels=split.holdout.labels,
+        group_size=asked.repeats,
+    )
+
+
+def _records_table(plan: AuditPlan) -> pa.Table:
+    """Return the table ``records``: every record of the pool, without its text."""
+    records = plan.data.records
+    texts = [record.text for record in records]
+    return pa.table(
+        {
+            "record_id": [record.record_id for record in records],
+            "role": [record.role for record in records],
+            "unit_id": [record.unit_id for record in records],
+            "text_hash": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+            "num_tokens": pa.array(_num_tokens(plan, texts), pa.int64()),
+            "zlib_bytes": pa.array([int(size) for size in zlib_lengths(texts)], pa.int64()),
+            "group_size": pa.array([record.group_size for record in records], pa.int64()),
+            "canary_kind": pa.array([record.canary_kind for record in records], pa.string()),
+        }
+    )
+
+
+def _num_tokens(plan: AuditPlan, texts: Sequence[str]) -> list[int]:
+    from safesynthdp.model_config import FromScratchConfig, ModelConfig
+    from safesynthdp.models import load_tokenizer
+
+    values = dict(plan.recipe["model"])
+    shape = values.pop("from_scratch", None)
+    tokenizer = load_tokenizer(ModelConfig(**values, from_scratch=FromScratchConfig(**shape) if shape else None))
+    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return [len(tokens) for tokens in ids]
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    write_atomically(path, lambda target: pq.write_table(table, target), private=True)
+
+
+def summary(pool: Pool) -> str:
+    """Return lines for people: what will be trained."""
+    plan = pool.plan
+    mode = plan["recipe"]["privacy"]["mode"]
+    target = " and a dedicated target" if plan["with_target"] else ""
+    return (
+        f"{plan['num_models']} models in {plan['num_models'] // 2} pairs{target}; {plan['num_audited']} audited "
+        f"records, planned size {plan['nominal_num_records']}; privacy.mode={mode}; recipe {plan['recipe_hash'][:12]}\n"
+        f"next: safesynthdp attack run --pool {pool.path}\n"
+    )
