@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -151,13 +152,14 @@ def test_a_fully_sharded_run_that_is_killed_goes_on_to_the_same_bytes_and_also_o
 ) -> None:
     words = (*LONG, "--hardware.sharding", "full")
     assert [ended.code for ended in end(start(3, tmp_path / "straight", *words))] == [0, 0, 0]
+    killed = start(3, tmp_path / "again", *words)
+    reach(14, tmp_path / "again", steps_in, killed)
+    killed[1].kill()
+    ended = end(killed, seconds=60)
+    assert [ended[0].code, ended[2].code] == [1, 1]
+    assert "another process of this run was lost" in ended[0].err
+    shutil.copytree(tmp_path / "again", tmp_path / "alone")
     for name, size, more in (("again", 3, words), ("alone", 1, LONG)):
-        killed = start(3, tmp_path / name, *words)
-        reach(14, tmp_path / name, steps_in, killed)
-        killed[1].kill()
-        ended = end(killed, seconds=60)
-        assert [ended[0].code, ended[2].code] == [1, 1]
-        assert "another process of this run was lost" in ended[0].err
         assert [ended.code for ended in end(start(size, tmp_path / name, *more))] == [0] * size
         assert steps_in(tmp_path / name) == 40
     assert weights(tmp_path / "again") == weights(tmp_path / "straight")

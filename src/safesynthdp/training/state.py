@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from safesynthdp.errors import LedgerMismatch
+from safesynthdp.errors import LedgerMismatch, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.privacy.storage import disk_error, make_private_directory, sync_directory, write_json
 
@@ -89,8 +89,10 @@ def save_state(
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
         sync_directory(state)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, SafeSynthError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, SafeSynthError):
+            raise
         raise disk_error(state / name, error if isinstance(error, OSError) else OSError(28, str(error))) from error
     write_json(state / LATEST, {"folder": name}, private=True)
     for folder in state.glob("step-*"):
