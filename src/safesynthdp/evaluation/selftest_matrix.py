@@ -25,6 +25,7 @@ from safesynthdp.evaluation.verdict import find_faults
 from safesynthdp.progress import progress
 
 BUCKETS = {"quick": 100, "full": 100}
+REFERENCE_TEXTS = 200
 SHOWN = (
     ("c2st_auc", SYNTHETIC, "encoder"),
     ("c2st_auc", SYNTHETIC, "words"),
@@ -157,7 +158,8 @@ def _settings(level: str) -> Settings:
         )  # fmt: skip
     model, reason = choose_reference(AUTO)
     return Settings(
-        encoder=choose_encoder(AUTO), reference=model, no_reference=reason, buckets=BUCKETS[level], seeds=3
+        encoder=choose_encoder(AUTO), reference=model, no_reference=reason, buckets=BUCKETS[level], seeds=3,
+        reference_texts=REFERENCE_TEXTS,
     )  # fmt: skip
 
 
