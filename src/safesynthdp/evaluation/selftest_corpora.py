@@ -14,7 +14,7 @@ from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.record_set import record_hashes
 from safesynthdp.records import Records, load_split
 
-SIZES = {"quick": 600, "full": 1500}
+SIZES = {"quick": 600, "full": 1000}
 CUT_WORDS = 6
 NOISE = 0.3
 COLLAPSED_SHARE = 0.9
