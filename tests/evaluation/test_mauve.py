@@ -73,3 +73,20 @@ def test_one_text_everywhere_is_no_trouble() -> None:
     points = np.ones((20, 4), dtype=np.float32)
     with pytest.warns(Warning, match="distinct clusters"):
         assert set(quantise(points, points, buckets=2, seed=0)) == {0}
+
+
+@settings(deadline=None, max_examples=50)
+@given(counts)
+def test_a_second_implementation_agrees(pairs: list[tuple[int, int]]) -> None:
+    """Written another way: scipy's relative entropy, points sorted along the curve, scikit-learn's trapezoids."""
+    from scipy.stats import entropy
+    from sklearn.metrics import auc
+
+    first, second = (np.array(side, dtype=float) + 0.5 for side in zip(*pairs, strict=True))
+    p, q = first / first.sum(), second / second.sum()
+    points = [(0.0, 1.0), (1.0, 0.0)]
+    for weight in np.linspace(1e-6, 1 - 1e-6, 25):
+        mixture = weight * p + (1 - weight) * q
+        points.append((float(np.exp(-5 * entropy(q, mixture))), float(np.exp(-5 * entropy(p, mixture)))))
+    points.sort(key=lambda point: (point[0], -point[1]))
+    assert mauve(first, second) == pytest.approx(float(auc(*zip(*points, strict=True))), abs=1e-6)

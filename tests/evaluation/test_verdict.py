@@ -74,7 +74,7 @@ def test_cut_text_is_not_also_called_noise() -> None:
     assert names(cut + noise) == ["truncation"]
 
 
-def test_a_finding_may_leave_only_if_its_evidence_may() -> None:
+def test_a_finding_compares_with_private_records_and_never_leaves() -> None:
     (found,) = find_faults(both("duplicate_share", 0.3, 0.1, model="exact"))
     facts = found.to_mapping()
     assert facts["publishable"] is False

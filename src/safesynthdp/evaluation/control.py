@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.evaluation.downstream import NoWordsError
-from safesynthdp.evaluation.downstream_sparse import one_thread, tfidf
+from safesynthdp.evaluation.downstream_sparse import tfidf
 from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.rows import LEVEL, Row
+from safesynthdp.evaluation.threads import one_thread
 from safesynthdp.evaluation.training_sets import subsamples
 from safesynthdp.records import Records, canonical_text
 

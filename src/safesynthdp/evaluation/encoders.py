@@ -109,6 +109,7 @@ def _load(name: str, source: str, *, fast: bool) -> Encoder:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model = model.eval().to(_device())
+    _refuse_mute(name, model)
     shown = Path(name).name if Path(name).is_dir() else name
     kind: Literal["model", "static"] = "static" if fast else "model"
     warnings = (f"embeddings: --fast leaves out all layers of {shown}: shuffled words score like real text",)
@@ -116,6 +117,23 @@ def _load(name: str, source: str, *, fast: bool) -> Encoder:
         name=f"{shown} (static)" if fast else shown, kind=kind, digest=f"{weights_digest(model, tokenizer)}-{kind}",
         model=model, tokenizer=tokenizer, warnings=warnings if fast else (),
     )  # fmt: skip
+
+
+def _refuse_mute(name: str, model: Any) -> None:
+    """A model that needs more than tokens and a mask (an encoder with a decoder, say) is no sentence encoder."""
+    import torch
+
+    ids = torch.ones((1, 2), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.inference_mode():
+            hidden = model(input_ids=ids, attention_mask=ids).last_hidden_state
+        is_usable = hidden.shape[:2] == ids.shape
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        is_usable = False
+    if not is_usable:
+        raise ConfigError(
+            f"embedding_model={name} gives no hidden state for a text alone; choose an encoder such as {DEFAULT}"
+        )
 
 
 def _device() -> str:
@@ -138,8 +156,10 @@ def _encode(encoder: Encoder, texts: Sequence[str], advance: Advance) -> Vectors
     """Run the model over batches of texts of like length."""
     import torch
 
+    positions = getattr(encoder.model.config, "max_position_embeddings", None) or MAX_TOKENS
+    longest = min(MAX_TOKENS, positions)
     tokens = [
-        encoder.tokenizer(text[:MAX_CHARACTERS] or " ", truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        encoder.tokenizer(text[:MAX_CHARACTERS] or " ", truncation=True, max_length=longest)["input_ids"]
         for text in texts
     ]
     tokens = [ids or [encoder.tokenizer.pad_token_id or 0] for ids in tokens]

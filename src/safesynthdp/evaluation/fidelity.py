@@ -69,6 +69,8 @@ class Settings:
     buckets: int = 100
     max_records: int = 2_000
     seeds: int = 3
+    reference_texts: int = MAX_TEXTS
+    """Texts of a set that the reference model scores, at most."""
 
     def facts(self) -> dict[str, Any]:
         """Return what metrics.json says about them."""
@@ -79,7 +81,7 @@ class Settings:
             "caps": {
                 "max_records": self.max_records,
                 "quadratic": min(self.max_records, MAX_QUADRATIC),
-                "reference_lm": MAX_TEXTS,
+                "reference_lm": self.reference_texts,
                 "labels": MAX_LABELS,
             },
         }
@@ -150,8 +152,9 @@ def _bits(pairs: Pairs, settings: Settings) -> list[Row]:
     if settings.reference is None:
         return _without(BITS, pairs, None, settings.no_reference)
     model = settings.reference
-    real = model.bits_per_byte(pairs[SYNTHETIC].first(MAX_TEXTS).real.texts)
-    others = {name: model.bits_per_byte(pair.first(MAX_TEXTS).other.texts) for name, pair in pairs.items()}
+    cut = {name: pair.first(settings.reference_texts) for name, pair in pairs.items()}
+    real = model.bits_per_byte(cut[SYNTHETIC].real.texts)
+    others = {name: model.bits_per_byte(pair.other.texts) for name, pair in cut.items()}
     distances = {name: distribution_distance(real, other) for name, other in others.items()}
     means = {name: _mean(other) for name, other in others.items()}
     return rows(BITS, distances, model=model.name) + rows(MEAN_BITS, means, model=f"{model.name} (mean)")

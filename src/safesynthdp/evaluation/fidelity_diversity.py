@@ -126,6 +126,6 @@ def _nearest(pair: Pair) -> Estimate:
         kept = np.flatnonzero(~np.isin(groups, left_out))
         return [float(cosines[np.ix_(kept, kept)].max(axis=1).mean()) if len(kept) > 1 else 1.0]
 
-    error = float(standard_error(measure, np.unique(groups).tolist(), corrected=False)[0])
+    error = float(standard_error(measure, np.unique(groups).tolist())[0])
     low, high = around(value, error, low=-1.0)
     return Estimate(value=value, low=low, high=high, n=len(vectors))

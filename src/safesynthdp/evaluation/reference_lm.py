@@ -21,10 +21,10 @@ from safesynthdp.progress import progress
 
 AUTO = "auto"
 DEFAULT = "smollm2-135m"
-MAX_TEXTS = 500
+MAX_TEXTS = 400
 MAX_CHARACTERS = 400
 MAX_TOKENS = 512
-TOKENS_PER_BATCH = 2_048
+TOKENS_PER_BATCH = 1_024
 _FORMAT = "bits-per-byte-v1"
 Floats = NDArray[np.float64]
 

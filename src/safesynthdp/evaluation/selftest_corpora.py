@@ -14,7 +14,7 @@ from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.record_set import record_hashes
 from safesynthdp.records import Records, load_split
 
-SIZES = {"quick": 600, "full": 1500}
+SIZES = {"quick": 600, "full": 1000}
 CUT_WORDS = 6
 NOISE = 0.3
 COLLAPSED_SHARE = 0.9
@@ -158,13 +158,18 @@ def _vader(seed: int) -> tuple[Pairs, Pairs]:
     return pool[: 8 * SIZES["full"]], [pair for pair in pairs if pair[1] == OTHER_DOMAIN]
 
 
-def _made_up(size: int, seed: int) -> tuple[Pairs, Pairs]:
-    rng = random.Random(seed)
+def made_up_pairs(count: int, rng: random.Random) -> Pairs:
+    """Return distinct sentences of a small grammar with the topic as label."""
     pool = dict[str, str]()
-    while len(pool) < 7 * size:  # distinct, so that T and H share no text
+    while len(pool) < count:  # distinct, so that disjoint parts share no text
         label = rng.choice(sorted(_TOPICS))
         pool.setdefault(_review(rng, label), label)
-    return list(pool.items()), [(_forecast(rng), "weather") for _ in range(size)]
+    return list(pool.items())
+
+
+def _made_up(size: int, seed: int) -> tuple[Pairs, Pairs]:
+    rng = random.Random(seed)
+    return made_up_pairs(7 * size, rng), [(_forecast(rng), "weather") for _ in range(size)]
 
 
 def _review(rng: random.Random, label: str) -> str:

@@ -25,6 +25,7 @@ from safesynthdp.evaluation.verdict import find_faults
 from safesynthdp.progress import progress
 
 BUCKETS = {"quick": 100, "full": 100}
+REFERENCE_TEXTS = 150
 SHOWN = (
     ("c2st_auc", SYNTHETIC, "encoder"),
     ("c2st_auc", SYNTHETIC, "words"),
@@ -62,13 +63,18 @@ EXPECTED = {
 }
 
 
-def run(*, level: str, seed: int) -> dict[str, Any]:
+def run(*, level: str, seed: int, reference_model: str | None = AUTO) -> dict[str, Any]:
     """Return the matrix as facts: passed, failed, rows.
+
+    Args:
+        level: ``quick`` or ``full``.
+        seed: Chooses all randomness.
+        reference_model: As ``choose_reference`` takes it; quick uses none.
 
     Raises:
         SafeSynthError: If the builtin text cannot be fetched (level full).
     """
-    world, settings = make_world(level, seed=seed), _settings(level)
+    world, settings = make_world(level, seed=seed), _settings(level, reference_model)
     found = list[dict[str, Any]]()
     with progress("sanity matrix", total=len(DEFECTS), unit="defects") as advance:
         for number, (name, spoil) in enumerate(DEFECTS.items()):
@@ -149,15 +155,16 @@ def markdown(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _settings(level: str) -> Settings:
+def _settings(level: str, reference_model: str | None = None) -> Settings:
     if level == "quick":
         encoder, reference, why = choose_encoder(TFIDF), None, "level quick uses none"
         return Settings(
             encoder=encoder, reference=reference, no_reference=why, buckets=BUCKETS[level], seeds=1,
         )  # fmt: skip
-    model, reason = choose_reference(AUTO)
+    model, reason = choose_reference(reference_model)
     return Settings(
-        encoder=choose_encoder(AUTO), reference=model, no_reference=reason, buckets=BUCKETS[level], seeds=3
+        encoder=choose_encoder(AUTO), reference=model, no_reference=reason, buckets=BUCKETS[level], seeds=1,
+        reference_texts=REFERENCE_TEXTS,
     )  # fmt: skip
 
 

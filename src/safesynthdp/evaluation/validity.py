@@ -14,6 +14,9 @@ share of records whose label a logistic classifier fitted on T gives too; its ce
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from safesynthdp.evaluation.diversity import duplicates
 from safesynthdp.evaluation.estimates import BASE, CEILING, SYNTHETIC, Estimate, Metric, rows
@@ -36,18 +39,39 @@ CONSISTENT = Metric(group="validity", name="label_consistency", direction="highe
 Shares = Callable[[Records], Sequence[bool]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Set:
+    """Records, and how many independent witnesses they are: copies of one text are one."""
+
+    records: Records
+    witnesses: float
+
+    @classmethod
+    def of(cls, records: Records) -> "_Set":
+        return cls(records=records, witnesses=effective_size(np.bincount(clusters(records.texts)).tolist()))
+
+
+Sets = Mapping[str, Sequence[_Set]]
+
+
 def measure_validity(corpora: Corpora, *, seeds: int, with_labels: bool) -> list[Row]:
     """Return the rows of validity, and of label fidelity where there are labels; ``seeds`` subsamples of T."""
-    found = rows(EMPTY, _each(corpora, seeds, _empty), constant_ceiling=0.0)
-    found += rows(CUT, _each(corpora, seeds, _cut))
-    found += rows(COPIES, _each(corpora, seeds, lambda records: duplicates(records.texts).tolist()), model="exact")
+    sets: dict[str, list[_Set]] = {SYNTHETIC: [_Set.of(corpora.synthetic)]}
+    sets[CEILING] = [_Set.of(part) for part in _subsamples(corpora, seeds)]
+    if corpora.baseline is not None:
+        sets[BASE] = [_Set.of(corpora.baseline)]
+    found = rows(EMPTY, _each(sets, _empty), constant_ceiling=0.0)
+    found += rows(CUT, _each(sets, _cut))
+    found += rows(COPIES, _each(sets, lambda records: duplicates(records.texts).tolist()), model="exact")
     if not (with_labels and has_labels(corpora.holdout)):
         return found
     known = set(corpora.holdout.labels)
-    outside = _each(corpora, seeds, lambda records: [label not in known for label in records.labels])
+    outside = _each(sets, lambda records: [label not in known for label in records.labels])
     found += rows(OUTSIDE, outside, constant_ceiling=0.0)
-    found += _label_distance(corpora, seeds)
-    return found + _consistency(corpora)
+    if corpora.baseline is not None and not corpora.baseline_has_labels:
+        del sets[BASE]
+    found += _label_distance(sets, corpora.holdout.labels)
+    return found + _consistency(corpora, sets)
 
 
 def total_variation(labels: Sequence[str], others: Sequence[str]) -> float:
@@ -60,16 +84,9 @@ def total_variation(labels: Sequence[str], others: Sequence[str]) -> float:
     return sum(abs(first[k] / len(labels) - second[k] / len(others)) for k in first.keys() | second.keys()) / 2
 
 
-def _each(corpora: Corpora, seeds: int, measure: Shares) -> dict[str, Estimate]:
-    """Return a share of S, of subsamples of T with its size, and of the untuned model's text."""
-    found = {SYNTHETIC: _share(corpora.synthetic, measure)}
-    drawn = [_share(part, measure) for part in _subsamples(corpora, seeds)]
-    value = _mean([part.value or 0.0 for part in drawn])
-    low, high = wilson(value * drawn[0].n, drawn[0].n)
-    found[CEILING] = Estimate(value=value, low=low, high=high, n=drawn[0].n, seeds=len(drawn))
-    if corpora.baseline is not None:
-        found[BASE] = _share(corpora.baseline, measure)
-    return found
+def _each(sets: Sets, measure: Shares) -> dict[str, Estimate]:
+    """Return a share of every set, the mean over its draws."""
+    return {role: _share(drawn, [_mean(measure(one.records)) for one in drawn]) for role, drawn in sets.items()}
 
 
 def _subsamples(corpora: Corpora, seeds: int) -> list[Records]:
@@ -80,61 +97,46 @@ def _subsamples(corpora: Corpora, seeds: int) -> list[Records]:
     return [draw_records(corpora.real, size, stream=_STREAM + 1 + seed) for seed in range(seeds)]
 
 
-def _share(records: Records, measure: Shares) -> Estimate:
-    """Return a share with Wilson's interval, in which copies of one text are one witness."""
-    value = _mean(measure(records))
-    witnesses = _witnesses(records)
-    low, high = wilson(value * witnesses, witnesses)
-    return Estimate(value=value, low=low, high=high, n=len(records))
+def _share(drawn: Sequence[_Set], values: Sequence[float]) -> Estimate:
+    """Return the mean of shares with Wilson's interval for one of them."""
+    value, one = _mean(values), drawn[0]
+    low, high = wilson(value * one.witnesses, one.witnesses)
+    return Estimate(value=value, low=low, high=high, n=len(one.records), seeds=len(drawn))
 
 
-def _label_distance(corpora: Corpora, seeds: int) -> list[Row]:
-    holdout = corpora.holdout.labels
+def _label_distance(sets: Sets, holdout: Sequence[str]) -> list[Row]:
+    """Return the distance of the labels with McDiarmid's interval, in which copies of one text are one witness."""
     constant = total_variation([Counter(sorted(holdout)).most_common(1)[0][0]], holdout)
     metric = Metric(group="label_fidelity", name="label_tv", direction="lower", worst=constant)
-    real = _subsamples(corpora, seeds)
-    of_real = _mean([total_variation(part.labels, holdout) for part in real])
-    found = {
-        SYNTHETIC: _distance(total_variation(corpora.synthetic.labels, holdout), corpora.synthetic, holdout),
-        CEILING: _distance(of_real, real[0], holdout, seeds=len(real)),
-    }
-    if corpora.baseline is not None and corpora.baseline_has_labels:
-        found[BASE] = _distance(total_variation(corpora.baseline.labels, holdout), corpora.baseline, holdout)
+    found = dict[str, Estimate]()
+    for role, drawn in sets.items():
+        value = _mean([total_variation(one.records.labels, holdout) for one in drawn])
+        half = math.sqrt(math.log(2 / (1 - LEVEL)) / 2 * (1 / drawn[0].witnesses + 1 / len(holdout)))
+        found[role] = Estimate(
+            value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=len(drawn[0].records),
+            seeds=len(drawn),
+        )  # fmt: skip
     return rows(metric, found)
 
 
-def _distance(value: float, records: Records, holdout: Sequence[str], *, seeds: int = 1) -> Estimate:
-    """Return the distance of the labels with McDiarmid's interval, in which copies of one text are one witness."""
-    half = math.sqrt(math.log(2 / (1 - LEVEL)) / 2 * (1 / _witnesses(records) + 1 / len(holdout)))
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=len(records), seeds=seeds)
-
-
-def _witnesses(records: Records) -> float:
-    return effective_size(list(Counter(clusters(records.texts).tolist()).values()))
-
-
-def _consistency(corpora: Corpora) -> list[Row]:
+def _consistency(corpora: Corpora, sets: Sets) -> list[Row]:
     """Return how often a classifier of T agrees with the labels, and its accuracy on H in the place of the ceiling."""
-    real, parts = corpora.real, {SYNTHETIC: corpora.synthetic, CEILING: corpora.holdout}
-    if not has_labels(real) or not has_labels(corpora.synthetic):
+    if not has_labels(corpora.real) or not has_labels(corpora.synthetic):
         return []
-    if corpora.baseline is not None and corpora.baseline_has_labels:
-        parts[BASE] = corpora.baseline
-    training = draw_records(real, MAX_TRAINING, stream=_STREAM)
-    tested = [text for records in parts.values() for text in records.texts]
+    training = draw_records(corpora.real, MAX_TRAINING, stream=_STREAM)
+    parts = {role: drawn[0] for role, drawn in sets.items()} | {CEILING: _Set.of(corpora.holdout)}
+    tested = [text for one in parts.values() for text in one.records.texts]
     said = say_labels(training.texts, training.labels, about=tested)
     if said is None:
         return []
     found, start = dict[str, Estimate](), 0
-    for role, records in parts.items():
-        given = said[start : start + len(records)]
-        start += len(records)
-        agrees = [one == other for one, other in zip(given, records.labels, strict=True)]
-        found[role] = _share(records, lambda _, agrees=agrees: agrees)  # type: ignore[misc]
+    for role, one in parts.items():
+        guessed = said[start : start + len(one.records)]
+        start += len(one.records)
+        agrees = _mean([guess == label for guess, label in zip(guessed, one.records.labels, strict=True)])
+        found[role] = _share([one], [agrees])
     floor = _chance(corpora.synthetic.labels, said[: len(corpora.synthetic)])
-    metric = Metric(
-        group=CONSISTENT.group, name=CONSISTENT.name, direction="higher", worst=floor, compares=False
-    )  # fmt: skip
+    metric = replace(CONSISTENT, worst=floor)
     return rows(metric, _with_chance(found, floor), also_reads=("real", "holdout"))
 
 
