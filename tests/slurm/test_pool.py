@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "safesynthdp", "attack"]
 RECIPE = """
@@ -62,7 +62,7 @@ def drive(cluster: dict[str, str], pool: Path, *flags: str) -> subprocess.Popen[
     return subprocess.Popen(command, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def ended(driver: subprocess.Popen[str], *, seconds: float = 400) -> tuple[int, str]:
+def ended(driver: subprocess.Popen[str], *, seconds: float = 900) -> tuple[int, str]:
     out, err = driver.communicate(timeout=seconds)
     return driver.returncode, out + err
 
