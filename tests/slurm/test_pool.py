@@ -58,7 +58,7 @@ def call(cluster: dict[str, str], *words: object, code: int = 0) -> subprocess.C
 
 
 def drive(cluster: dict[str, str], pool: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "run", "--pool", str(pool), "--engine=slurm", *flags]
+    command = [*COMMAND, "run", "--pool", str(pool), "--engine=slurm", "--slurm.query_seconds=1", *flags]
     return subprocess.Popen(command, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
