@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from safesynthdp.attacks.pool_command import plan_main
 from safesynthdp.config import to_mapping
 from safesynthdp.privacy.ledger import Entry, Ledger, Release
 from safesynthdp.records import DataConfig, Records, Split, load_split
@@ -110,3 +111,12 @@ def write_pool_recipe() -> Callable[[Path], Path]:
         return folder / "recipe.yaml"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def planned_pool(tmp_path_factory: pytest.TempPathFactory, write_pool_recipe: Callable[[Path], Path]) -> Path:
+    """Return a planned pool of two models and a target, to be copied: nothing in a pool names its own place."""
+    folder = tmp_path_factory.mktemp("planned")
+    argv = ["--output_dir", str(folder / "pool"), "--recipe", str(write_pool_recipe(folder))]
+    plan_main([*argv, "--num_models=2", "--num_audit=10"])
+    return folder / "pool"

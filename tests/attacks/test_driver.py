@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from safesynthdp.attacks.command import main
 from safesynthdp.attacks.driver import Driver
 from safesynthdp.attacks.jobs import Begun, JobBook, Seen, leave_note
 from safesynthdp.attacks.pool import SHARD_MANIFEST, Pool
 from safesynthdp.attacks.pool_config import RunPoolConfig
-from safesynthdp.cli import run
 from safesynthdp.errors import Preempted, SafeSynthError
 
 
@@ -70,18 +68,9 @@ def finish(pool: Pool, number: int) -> None:
     (folder / SHARD_MANIFEST).write_text(json.dumps(value))
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory, write_pool_recipe: Callable[[Path], Path]) -> Path:
-    folder = tmp_path_factory.mktemp("planned")
-    recipe = write_pool_recipe(folder)
-    argv = ["plan", "--output_dir", str(folder / "pool"), "--recipe", str(recipe), "--num_models=2", "--num_audit=10"]
-    assert run(main, argv) == 0
-    return folder / "pool"
-
-
 @pytest.fixture
-def pool(planned: Path, tmp_path: Path) -> Pool:
-    shutil.copytree(planned, tmp_path / "pool")
+def pool(planned_pool: Path, tmp_path: Path) -> Pool:
+    shutil.copytree(planned_pool, tmp_path / "pool")
     return Pool.open(tmp_path / "pool")
 
 

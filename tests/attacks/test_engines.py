@@ -45,7 +45,12 @@ def pool(tmp_path: Path) -> Pool:
 
 
 def config(pool: Pool, max_parallel: int | None = None, memory: float | None = None) -> RunPoolConfig:
-    return RunPoolConfig(pool=str(pool.path), max_parallel=max_parallel, memory_gib_per_task=memory)
+    slurm = SlurmConfig(query_seconds=1e-9)
+    return RunPoolConfig(pool=str(pool.path), max_parallel=max_parallel, memory_gib_per_task=memory, slurm=slurm)
+
+
+def asked(pool: Pool, name: str) -> int:
+    return len((pool.path / "bin" / f"{name}.args").read_text().splitlines())
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def test_without_accounting_the_queue_tells_and_who_is_in_neither_is_gone(pool: 
         2: Seen(phase="gone"),
     }
     engine.look({0: "42_0"})
-    assert len((pool.path / "bin" / "sacct.args").read_text().splitlines()) == 1, "asked once, and never again"
+    assert asked(pool, "sacct") == 1, "asked once, and never again"
     assert engine.find() == {0: "42_0", 2: "41_2"}
 
 
@@ -108,6 +113,16 @@ def test_while_the_controller_is_silent_nothing_is_known_and_nothing_hangs(
     assert engine.find() == {}
 
 
+def test_the_controller_is_not_asked_at_every_look(pool: Pool, client: Client) -> None:
+    client("sacct", NO_ACCOUNTING)
+    client("squeue", "echo '42_0|RUNNING|None'")
+    engine = SlurmEngine(pool, RunPoolConfig(pool=str(pool.path)))
+    for _ in range(20):
+        assert engine.look({0: "42_0"})[0].phase == "alive"
+        assert engine.find() == {0: "42_0"}
+    assert asked(pool, "squeue") == 1
+
+
 def test_without_slurm_the_way_out_is_said(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SafeSynthError, match="sbatch is not installed here; use --engine local"):
@@ -125,8 +140,8 @@ def test_the_script_execs_the_worker_after_the_lines_of_the_user(pool: Pool) -> 
     assert lines[:2] == ["#!/bin/bash", "module load cuda"]
     assert lines[2].startswith(f"exec {sys.executable} -m safesynthdp attack run --pool")
     assert lines[2].endswith('--shard "$SLURM_ARRAY_TASK_ID"')
-    asked = SlurmConfig(partition="p", gpus_per_task=2, memory_gib=1.5, extra=["--qos=low"])
-    assert sbatch_options(asked) == ["--ntasks=1", "--partition=p", "--gpus-per-task=2", "--mem=1536M", "--qos=low"]
+    wanted = SlurmConfig(partition="p", gpus_per_task=2, memory_gib=1.5, extra=["--qos=low"])
+    assert sbatch_options(wanted) == ["--ntasks=1", "--partition=p", "--gpus-per-task=2", "--mem=1536M", "--qos=low"]
 
 
 def look_until(engine: LocalEngine, jobs: dict[int, str]) -> Seen:

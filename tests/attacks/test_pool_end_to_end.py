@@ -18,7 +18,7 @@ from safesynthdp.attacks.pool import Pool
 from safesynthdp.cli import run
 from safesynthdp.runs import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 

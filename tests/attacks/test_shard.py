@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,8 @@ class Work:
 
 
 @pytest.fixture
-def pool(tmp_path: Path, pool_recipe: Path) -> Pool:
-    argv = ["plan", "--output_dir", str(tmp_path / "pool"), "--recipe", str(pool_recipe), "--num_models=2"]
-    assert run(main, [*argv, "--num_audit=10"]) == 0
+def pool(tmp_path: Path, planned_pool: Path) -> Pool:
+    shutil.copytree(planned_pool, tmp_path / "pool")
     return Pool.open(tmp_path / "pool")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "safesynthdp", "attack"]
 RECIPE = """
@@ -58,11 +58,11 @@ def call(cluster: dict[str, str], *words: object, code: int = 0) -> subprocess.C
 
 
 def drive(cluster: dict[str, str], pool: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "run", "--pool", str(pool), "--engine=slurm", *flags]
+    command = [*COMMAND, "run", "--pool", str(pool), "--engine=slurm", "--slurm.query_seconds=1", *flags]
     return subprocess.Popen(command, env=cluster, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def ended(driver: subprocess.Popen[str], *, seconds: float = 400) -> tuple[int, str]:
+def ended(driver: subprocess.Popen[str], *, seconds: float = 900) -> tuple[int, str]:
     out, err = driver.communicate(timeout=seconds)
     return driver.returncode, out + err
 

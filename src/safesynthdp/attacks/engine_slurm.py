@@ -6,8 +6,10 @@ waits for its end waits for ever, so the driver polls manifests, and a job that 
 indices are shard numbers.
 """
 
+import math
 import shlex
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +37,9 @@ class SlurmEngine:
     def __init__(self, pool: Pool, config: RunPoolConfig) -> None:
         self._pool, self._config = pool, config
         self._has_accounting = True
+        self._asked_at = -math.inf
+        self._silence: str | None = None
+        self._known = dict[str, tuple[str, str]]()
         hashed = canonical_hash([spec.key for spec in pool.shards])
         self.job_name = f"pool-{hashed[:12]}"
 
@@ -64,7 +69,7 @@ class SlurmEngine:
         if not jobs:
             return {}
         try:
-            states = self._queue() | self._accounting(list(jobs.values()))
+            states = self._states(list(jobs.values()))
         except SafeSynthError as error:
             return {number: Seen(phase="unknown", reason=str(error)) for number in jobs}
         return {number: _meaning(*states[job]) if job in states else Seen(phase="gone") for number, job in jobs.items()}
@@ -72,7 +77,7 @@ class SlurmEngine:
     def find(self) -> dict[int, str]:
         """Return the live tasks of this pool's arrays."""
         try:
-            states = self._queue()
+            states = self._states([])
         except SafeSynthError:
             return {}
         alive = [job for job, (state, _) in states.items() if _phase(state) == "alive" and "_" in job]
@@ -89,6 +94,22 @@ class SlurmEngine:
     def stop(self, jobs: Mapping[int, str]) -> None:
         """Leave them be: the next driver finds their manifests."""
 
+    def _states(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return state and reason by task, asked for no more often than the controller likes.
+
+        Raises:
+            SafeSynthError: If the controller does not answer.
+        """
+        if time.monotonic() - self._asked_at >= self._config.slurm.query_seconds:
+            self._asked_at, self._silence = time.monotonic(), None
+            try:
+                self._known = self._queue() | self._accounting(jobs)
+            except SafeSynthError as error:
+                self._silence = str(error)
+        if self._silence is not None:
+            raise SafeSynthError(self._silence)
+        return self._known
+
     def _queue(self) -> dict[str, tuple[str, str]]:
         """Return state and reason by task, of every array of this pool the controller still knows."""
         asked = ["squeue", "-h", "-r", "-t", "all", f"--name={self.job_name}", "-o", "%i|%T|%r"]
@@ -97,7 +118,7 @@ class SlurmEngine:
 
     def _accounting(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return the same from the accounting, which forgets nothing, where there is one."""
-        if not self._has_accounting:
+        if not self._has_accounting or not jobs:
             return {}
         arrays = sorted({job.partition("_")[0] for job in jobs})
         try:

@@ -123,6 +123,13 @@ class SlurmConfig:
     """More options of sbatch, as they are: ["--qos=low"]."""
     setup: list[str] = field(default_factory=list)
     """Lines of shell before the task: ["module load cuda"]."""
+    query_seconds: float = 10.0
+    """Seconds between two questions to the controller, at most 30; manifests are looked at more often."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        if not 0 < self.query_seconds <= 30:
+            raise ConfigError(f"slurm.query_seconds={self.query_seconds}: give a number above 0, at most 30")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ class RunPoolConfig:
     """How often a failed task is begun again, counted on disk over all drivers."""
     deadline_minutes: float | None = None
     """Stop driving after this long; SLURM tasks go on, local ones save and end."""
-    poll_seconds: float = 0.5
+    poll_seconds: float = 0.2
     """Seconds between two looks at the manifests."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """Options of the SLURM engine."""
