@@ -103,7 +103,10 @@ def _open_run(config: FinetuneConfig, ranks: "Ranks") -> RunDirectory:
         if ranks.is_main:
             values = to_mapping(config)
             run = RunDirectory.create(
-                config.output_dir, kind="finetune", config=values, leave_out=("output_dir", "hardware", "dry_run")
+                config.output_dir,
+                kind="finetune",
+                config=values,
+                leave_out=("output_dir", "hardware", "tracking", "dry_run"),
             )
     manifest = ranks.share(None if run is None else run.manifest)
     return run or RunDirectory.follow(config.output_dir, manifest)

@@ -11,6 +11,7 @@ from typing import Literal
 from safesynthdp.errors import ConfigError
 from safesynthdp.model_config import LoraConfig, ModelConfig
 from safesynthdp.records import DataConfig
+from safesynthdp.training.tracking import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,8 @@ class FinetuneConfig:
     """What is learnt."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Speed and memory."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers."""
     dry_run: bool = False
     """Say what the run would need (memory by part, steps, noise, epsilon, time) for hardware.num_processes processes;
     load no weight, draw nothing, write nothing."""

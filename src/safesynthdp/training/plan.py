@@ -16,6 +16,7 @@ from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechani
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.records import Records
 from safesynthdp.training.config import FinetuneConfig, PrivacyConfig
+from safesynthdp.training.tracking import NOT_COVERED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def _unpriced_plan(
         sampler=sampler,
         is_private=is_private,
         histogram=_histogram(privacy) if is_private else None,
-        not_covered=_not_covered(privacy, records),
+        not_covered=(*_not_covered(privacy, records), *_tracked(config)),
     )
 
 
@@ -137,6 +138,11 @@ def _histogram(privacy: PrivacyConfig) -> LabelHistogramMechanism | None:
     if privacy.label_histogram_epsilon is None:
         return None
     return LabelHistogramMechanism.from_epsilon(privacy.label_histogram_epsilon, adjacency=privacy.adjacency)
+
+
+def _tracked(config: FinetuneConfig) -> tuple[str, ...]:
+    is_sent = bool(config.tracking.report_to) and config.tracking.track_private_metrics
+    return (NOT_COVERED,) if is_sent else ()
 
 
 def _not_covered(privacy: PrivacyConfig, records: Records) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.selfcheck import check_engine, check_ranks, seconds_per_token
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
+from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
 if TYPE_CHECKING:
@@ -106,8 +107,10 @@ def run_session(
         pad_token_id=ready.pad_token_id,
         signal=_signal(config, records, engine=ready.engine, ranks=ranks),
         ranks=ranks,
+        trackers=_trackers(config, run, plan=plan, is_main=ranks.is_main),
     )
     steps = train(job)
+    job.trackers.finish()
     ready.engine.close()
     with ranks.together():
         if ranks.is_main:
@@ -115,6 +118,17 @@ def run_session(
             run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
             drop_state(run.state)
             run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+
+
+def _trackers(config: FinetuneConfig, run: RunDirectory, *, plan: PrivacyPlan, is_main: bool) -> Trackers:
+    """Start the trackers; they are told hyper-parameters, no path and nothing computed from records."""
+    sections = {name: to_mapping(config)[name] for name in ("privacy", "train", "lora")}
+    sections["privacy"].pop("unsafe_seed")
+    facts = {f"{name}.{key}": str(value) for name, values in sections.items() for key, value in values.items()}
+    tracking = config.tracking
+    if tracking.report_to and tracking.track_private_metrics:
+        run.say("warning: tracking.track_private_metrics sends numbers computed from private records to a tracker")
+    return Trackers.start(tracking, folder=run.path / "tracking", steps=plan.steps, facts=facts, is_main=is_main)
 
 
 def _prepare(
@@ -231,6 +245,7 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
     """
     values = to_mapping(config)
     values.pop("output_dir")
+    values.pop("tracking")
     facts = {
         "config": values,
         "data": records.fingerprint,
