@@ -75,9 +75,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=259, max_position_embeddings=512, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-                         **shape)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     ByT5Tokenizer(extra_ids=0).save_pretrained(path)
     return path
