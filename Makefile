@@ -33,14 +33,7 @@ test: setup
 # Records to report with a real model on real text: about 15 minutes on two cores, 700 MB of downloads and cache.
 DEMO ?= demo
 demo: setup
-	$(BIN)/safesynthdp finetune --config train/recipes/smollm2_vader.yaml --output_dir $(DEMO)/run
-	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --output_dir $(DEMO)/synthetic
-	$(BIN)/safesynthdp sample --config generate/recipes/demo.yaml --run $(DEMO)/run --untuned --output_dir $(DEMO)/untuned
-	$(BIN)/safesynthdp evaluate --real $(DEMO)/run --synthetic $(DEMO)/synthetic --holdout $(DEMO)/run \
-		--baseline $(DEMO)/untuned --output_dir $(DEMO)/evaluation
-	$(BIN)/safesynthdp attack score --run $(DEMO)/run --max_records 200 --output_dir $(DEMO)/attack
-	$(BIN)/safesynthdp report $(DEMO)/run $(DEMO)/synthetic $(DEMO)/untuned $(DEMO)/evaluation $(DEMO)/attack \
-		--output_dir $(DEMO)/report
+	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

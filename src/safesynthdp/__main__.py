@@ -1,6 +1,9 @@
-"""``python -m safesynthdp``: the console script, where only the interpreter is known (a task, a launcher)."""
+"""``python -m safesynthdp``: the console script, for launchers and tasks that know the interpreter alone."""
+
+import sys
 
 from safesynthdp.cli import entry_point
 
 if __name__ == "__main__":
+    sys.argv[0] = "safesynthdp"
     entry_point()

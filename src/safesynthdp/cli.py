@@ -23,6 +23,8 @@ COMMANDS = {
     "attack": ("safesynthdp.attacks.command:main", "score members against non-members"),
     "audit": ("safesynthdp.attacks.audit_command:main", "epsilon lower bounds from counts or scores"),
     "report": ("safesynthdp.reporting.command:main", "one page for a whole run"),
+    "pipeline": ("safesynthdp.reporting.pipeline_command:main", "a grid of epsilons and seeds, records to report"),
+    "push": ("safesynthdp.reporting.push_command:main", "weights or text to the Hugging Face hub, with a card"),
     "selftest": ("safesynthdp.attacks.selftest_command:main", "are broken trainers flagged on this machine"),
     "account": ("safesynthdp.privacy.command:main", "privacy calculator; needs no model"),
 }

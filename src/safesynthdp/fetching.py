@@ -124,6 +124,12 @@ def fetch(name: str, *, say: Say = say_on_stderr) -> Path:
     return path
 
 
+def is_fetched(name: str) -> bool:
+    """Whether a pinned file lies whole in the cache, so that ``fetch`` needs no network."""
+    pinned = PINNED.get(name)
+    return pinned is not None and _is_cached(cache_directory() / pinned.file_name, pinned)
+
+
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """Let one process at a time fill the cache under ``name``; the others wait and then find it filled."""

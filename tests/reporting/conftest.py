@@ -5,11 +5,12 @@ leave is written with digits that occur nowhere else, so that a test can look fo
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -35,6 +36,7 @@ PRIVATE_VALUES = {
     "loss": 3.14181,
     "attack auc": 0.52917,
     "holdout accuracy": 0.74293,
+    "direct": 0.79157,
 }
 NOTES = ("coins were fair and drawn before training",)
 DELTA = 1e-6
@@ -59,6 +61,8 @@ class Drawn:
     page: str
     twin: str
     code: int
+    cards: dict[str, str]
+    """Of the weights and of the tuned sample."""
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +79,11 @@ def draw(folder: Path, *flags: str) -> Drawn:
     write_runs(folder / "runs")
     out = folder / "out"
     code = run_main(main, [str(folder / "runs"), "--output_dir", str(out), *flags])
-    return Drawn((out / "report.html").read_text(encoding="utf-8"), (out / "report.json").read_text(), code)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    run_id = json.loads((folder / "runs/synthetic/manifest.json").read_text())["run_id"]
+    found = {"model": next(out.glob("cards/model-*.md")), "dataset": out / f"cards/dataset-{run_id[:8]}.md"}
+    cards = {kind: path.read_text(encoding="utf-8") for kind, path in found.items()}
+    return Drawn(page, (out / "report.json").read_text(), code, cards)
 
 
 @pytest.fixture
@@ -102,6 +110,52 @@ def write_runs(folder: Path) -> Runs:
     attack = write_attack(folder / "attack", finetune)
     paths = [run.path for run in (finetune, sample, untuned, evaluation, attack)]
     return Runs(folder, *paths)
+
+
+@pytest.fixture
+def write_grid() -> Callable[..., list[Path]]:
+    return write_grid_of
+
+
+def write_grid_of(
+    folder: Path, *, epsilons: Sequence[float | None] = (0.5, 1, 2, 4, 8, None), seeds: int = 2
+) -> list[Path]:
+    """Runs for each epsilon, None without privacy, each with all of its stages; returns the finetune runs."""
+    found = list[Path]()
+    for number, epsilon in enumerate(epsilons):
+        for seed in range(seeds):
+            runs = write_runs(folder / f"{number}-eps{epsilon}-seed{seed}")
+            _shift(runs, epsilon=epsilon, accuracy=0.55 + 0.03 * number + 0.008 * seed)
+            found.append(runs.finetune)
+    return found
+
+
+def _shift(runs: Runs, *, epsilon: float | None, accuracy: float) -> None:
+    """Make a run of another epsilon out of one of 4.48; the ledgers stay true."""
+    for path in (runs.finetune, runs.sample):
+        edit_json(path / "ledger.json", lambda value: _price(value, epsilon))
+    by = accuracy - PRIVATE_VALUES["holdout accuracy"]
+    edit_json(runs.evaluation / "metrics.json", lambda value: _move(value, by))
+    bound = 5.1 if epsilon is None else 0.0 if epsilon < 1 else 0.35 * epsilon
+    changed = {"epsilon_claimed": epsilon, "epsilon_lower_bound": bound, "verdict": epsilon and "consistent"}
+    edit_json(runs.attack / "audit.json", lambda value: value["rows"][3].update(changed))
+
+
+def _price(value: Any, epsilon: float | None) -> None:
+    if epsilon is None:
+        value["entries"] = [{**entry, "kind": "none", "mechanism": {"steps": 300}} for entry in value["entries"][1:]]
+    for release in value["releases"]:
+        release.update({"epsilon": epsilon} | ({"entries": ["dpsgd"]} if epsilon is None else {}))
+    noise = {0.5: 6.0, 1: 3.3, 2: 1.9, 4: 1.1}.get(epsilon or 0)
+    for entry in value["entries"]:
+        if entry["id"] == "dpsgd" and noise is not None:
+            entry["mechanism"]["noise_multiplier"] = noise
+
+
+def _move(value: Any, by: float) -> None:
+    for row in value["metrics"]:
+        if row["train_on"] == "synthetic" and row["name"] in ("accuracy", "macro_f1", "recall"):
+            row.update({key: row[key] + by for key in ("value", "low", "high")})
 
 
 def write_finetune(path: Path) -> RunDirectory:
@@ -203,7 +257,14 @@ def write_evaluation(path: Path, parents: list[RunDirectory]) -> RunDirectory:
     warnings = ["utility: 14 texts of synthetic were cut"]
     write_json(
         path / "metrics.json",
-        {"version": 1, "inputs": inputs, "settings": settings, "warnings": warnings, "metrics": rows},
+        {
+            "version": 1,
+            "inputs": inputs,
+            "settings": settings,
+            "warnings": warnings,
+            "metrics": rows,
+            "verdict": [{"name": "label_collapse", "text": "label shares are 0.31337 apart"}, "copies"],
+        },
     )
     run.finish()
     return run
@@ -218,11 +279,12 @@ def _utility_rows() -> list[dict[str, Any]]:
     accuracies = {
         "synthetic": PRIVATE_VALUES["holdout accuracy"], "real": PRIVATE_VALUES["real accuracy"],
         "real_matched": PRIVATE_VALUES["real ceiling"], "base_model": 0.513, "shuffled_labels": 0.25,
+        "dp_direct": PRIVATE_VALUES["direct"],
     }  # fmt: skip
     rows = list[dict[str, Any]]()
     for model, shift in (("lr", 0.0), ("nb", -0.021)):
         for train_on, accuracy in accuracies.items():
-            reads = ["real", "holdout"] if train_on.startswith("real") else ["synthetic", "holdout"]
+            reads = ["real" if train_on.startswith(("real", "dp_")) else "synthetic", "holdout"]
             common = {"group": "utility", "model": model, "train_on": train_on, "reads": reads}
             value = accuracy + shift
             rows.append(_row(name="accuracy", value=value, low=value - 0.012, high=value + 0.011, **common))
@@ -258,7 +320,20 @@ def _memorisation_rows() -> list[dict[str, Any]]:
 
 def _validity_rows() -> list[dict[str, Any]]:
     common = {"group": "validity", "train_on": "synthetic", "direction": "lower", "n": 20}
+    both = {"train_on": "synthetic", "reads": ["synthetic", "holdout"], "n": 2000}
     return [
+        _row(
+            group="two_sample",
+            name="c2st_auc",
+            value=0.71,
+            low=0.69,
+            high=0.73,
+            ceiling=0.509,
+            direction="half",
+            **both,
+        ),
+        _row(group="divergence", name="mauve", value=0.83, low=0.81, high=0.85, ceiling=0.963, floor=0.012, **both),
+        _row(group="diversity", name="distinct_2", value=0.64, ceiling=0.779, floor=0.092, **both),
         _row(name="empty_share", value=0.05173, ceiling=0.0, reads=["synthetic"], **common | {"publishable": True}),
         _row(name="label_tv", value=0.0457, reads=["synthetic", "real"], **common | {"group": "label_fidelity"}),
         _row(name="bits_per_byte", value=None, reads=["synthetic"], reason="no reference model was given", **common),
@@ -270,8 +345,23 @@ def write_attack(path: Path, finetune: RunDirectory) -> RunDirectory:
     names = {"baseline": "none", "loss": "model", "ref": "model", "one_run": "model"}
     rows = [_audit_row(name, channel, number) for number, (name, channel) in enumerate(names.items())]
     write_json(path / "audit.json", {"version": 1, "rows": rows})
+    write_scores(path / "scores.parquet", names)
     run.finish()
     return run
+
+
+def write_scores(path: Path, names: Mapping[str, str]) -> None:
+    """Members score a little higher."""
+    rng = np.random.default_rng(0)
+    columns: dict[str, list[Any]] = {key: [] for key in ("target_id", "channel", "attack", "score", "member")}
+    for attack, channel in names.items():
+        for is_member in (True, False):
+            columns["score"] += list(rng.normal(0.3 * is_member * (channel != "none"), 1.0, size=500))
+            columns["member"] += [is_member] * 500
+            columns["attack"] += [attack] * 500
+            columns["channel"] += [channel] * 500
+            columns["target_id"] += ["target"] * 500
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
 def _audit_row(name: str, channel: str, number: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safesynthdp.errors import UserError
 from safesynthdp.reporting.facts import Group, Stage
+from safesynthdp.reporting.lengths import RecordLengths
 from safesynthdp.reporting.reading import read_attack, read_evaluation, read_finetune, read_sample, read_stage
 from safesynthdp.runs import MANIFEST, RunDirectory
 
@@ -17,12 +18,13 @@ SEARCH_DEPTH = 2
 MAX_CHARACTERS = 900
 
 
-def collect(runs: Sequence[str], *, texts_per_label: int) -> tuple[Group, ...]:
-    """Return one group a finetune run, in the order given, then one of the stages that belong to none.
+def collect(runs: Sequence[str], *, texts_per_label: int, with_lengths: bool = True) -> tuple[Group, ...]:
+    """Return one group a finetune run or private prediction, in the order given, then the stages that belong to none.
 
     Args:
         runs: Run directories, or folders that hold some (searched two levels deep).
         texts_per_label: How many synthetic texts of each label are kept for the page.
+        with_lengths: Read the training records again, where they still lie, for their lengths: private.
 
     Raises:
         UserError: If a path holds no run directory, a run is given twice, or an evaluation reads two finetune runs.
@@ -36,8 +38,13 @@ def collect(runs: Sequence[str], *, texts_per_label: int) -> tuple[Group, ...]:
     owners = {run_id: _owner(stage, stages) for run_id, stage in stages.items()}
     found = dict.fromkeys(owner for owner in owners.values() if owner is not None)
     order: list[str | None] = [*found, *([None] if None in owners.values() else [])]
+    lengths = RecordLengths(is_wanted=with_lengths)
     return tuple(
-        _group([stage for run_id, stage in stages.items() if owners[run_id] == owner], texts_per_label=texts_per_label)
+        _group(
+            [stage for run_id, stage in stages.items() if owners[run_id] == owner],
+            texts_per_label=texts_per_label,
+            lengths=lengths,
+        )
         for owner in order
     )
 
@@ -89,12 +96,15 @@ def _at_its_path(child: Stage, parent: Mapping[str, object]) -> Stage | None:
 
 
 def _owner(stage: Stage, stages: Mapping[str, Stage]) -> str | None:
-    """Return the run_id of the finetune run a stage was made from; text of the untuned model decides nothing."""
+    """Return the run_id of the finetune run, or of the private prediction, that a stage was made from.
+
+    Text of the untuned model decides nothing.
+    """
     tuned = _ancestors(stage, stages, leave_out_untuned=True)
     owners = tuned or _ancestors(stage, stages, leave_out_untuned=False)
     if len(owners) > 1:
         paths = " and ".join(str(stages[run_id].path) for run_id in owners)
-        raise UserError(f"{stage.path} reads two finetune runs, {paths}; evaluate and attack one run at a time")
+        raise UserError(f"{stage.path} reads two runs, {paths}; evaluate and attack one run at a time")
     return owners[0] if owners else None
 
 
@@ -105,18 +115,18 @@ def _ancestors(stage: Stage, stages: Mapping[str, Stage], *, leave_out_untuned: 
         if here.run_id in seen or (leave_out_untuned and here.manifest.get("untuned") is True):
             continue
         seen.add(here.run_id)
-        if here.kind == "finetune":
+        if here.kind == "finetune" or (here.kind == "sample" and not here.parents):
             owners.append(here.run_id)
-            continue  # a run trained from another run states its own ledger
+            continue  # a run trained from another run, and private prediction, state their own ledger
         waiting += [stages[str(p.get("run_id"))] for p in here.parents if str(p.get("run_id")) in stages]
     return owners
 
 
-def _group(stages: Sequence[Stage], *, texts_per_label: int) -> Group:
+def _group(stages: Sequence[Stage], *, texts_per_label: int, lengths: RecordLengths) -> Group:
     of_kind = {kind: [s for s in stages if s.kind == kind] for kind in KINDS}
     samples = [read_sample(s, per_label=texts_per_label, max_characters=MAX_CHARACTERS) for s in of_kind["sample"]]
     return Group(
-        finetune=read_finetune(of_kind["finetune"][0]) if of_kind["finetune"] else None,
+        finetune=next((read_finetune(s, lengths=lengths.of(s)) for s in of_kind["finetune"]), None),
         samples=tuple(sorted(samples, key=lambda sample: sample.is_untuned)),
         evaluations=tuple(read_evaluation(s) for s in of_kind["evaluate"]),
         attacks=tuple(read_attack(s) for s in of_kind["attack"]),

@@ -8,19 +8,25 @@ overwrites an internal one. To publish, take report.html and report.json; the re
 """
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safesynthdp.config import parse
 from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.privacy.storage import make_private_directory, write_atomically
+from safesynthdp.reporting.audits import is_refuted, refutation_text
 from safesynthdp.reporting.collect import collect
 from safesynthdp.reporting.facts import Group
 from safesynthdp.reporting.guarantee import Guarantee, read_guarantee
 from safesynthdp.reporting.publish import publishable
 from safesynthdp.runs import RunDirectory
 
-PAGE, TWIN = "report.html", "report.json"
+if TYPE_CHECKING:
+    from safesynthdp.reporting.figures import Drawing
+
+PAGE, TWIN, FIGURES, CARDS = "report.html", "report.json", "figures", "cards"
 _MAX_PER_LABEL = 20
 
 
@@ -52,12 +58,14 @@ class ReportConfig:
 def main(argv: Sequence[str]) -> None:
     """Write the report; fail after writing it if a ledger or an attack contradicts a claim."""
     config = parse(ReportConfig, argv, prog="safesynthdp report", positional="runs")
-    groups = collect(config.runs, texts_per_label=config.samples_per_label)
+    groups = collect(config.runs, texts_per_label=config.samples_per_label, with_lengths=not config.public)
     run = _open(config, groups)
     parts = [(group, read_guarantee(group)) for group in groups]
     failures = _failures(parts)
-    shown, dropped = _edition(parts) if config.public else (parts, [])
+    public = _edition(parts)
+    shown, dropped = public if config.public else (parts, [])
     text = _write(run, shown, is_public=config.public, dropped=dropped)
+    _write_cards(run, public[0])
     run.finish()
     run.say(text if config.json else str(run.path / PAGE))
     if failures:
@@ -83,8 +91,10 @@ def _open(config: ReportConfig, groups: Sequence[Group]) -> RunDirectory:
 def _edition(parts: Sequence[tuple[Group, Guarantee]]) -> tuple[list[tuple[Group, Guarantee]], list[str]]:
     """Return what a public edition may show, and what it leaves out."""
     shown, dropped = list[tuple[Group, Guarantee]](), list[str]()
+    baselines = [(s.stage.run_id, g) for group, g in parts for s in group.samples if s.is_untuned]
+    untuned = frozenset(run_id for run_id, guarantee in baselines if guarantee.covers(run_id))
     for group, guarantee in parts:
-        bare, ledgers, left = publishable(group, guarantee)
+        bare, ledgers, left = publishable(group, guarantee, untuned=untuned)
         shown.append((bare, ledgers))
         dropped += left
     return shown, dropped
@@ -101,19 +111,56 @@ def _write(
 
     text = json_format.dumps(twin(parts, is_public=is_public, dropped=dropped), indent=2, allow_nan=False)
     write_text(run.path / TWIN, text + "\n", private=not is_public)
-    page = render(build_page(parts, is_public=is_public, dropped=dropped))
-    write_text(run.path / PAGE, page, private=not is_public)
+    page = build_page(parts, is_public=is_public, dropped=dropped)
+    _write_figures(run, page.drawings, is_private=not is_public)
+    write_text(run.path / PAGE, render(page), private=not is_public)
     return text
+
+
+def _write_cards(run: RunDirectory, parts: Sequence[tuple[Group, Guarantee]]) -> None:
+    """Write a card for each set of weights and each sample; a card is public, so it holds what a public page may."""
+    from safesynthdp.privacy.storage import write_text
+    from safesynthdp.reporting.cards import dataset_card, model_card
+
+    folder = run.path / CARDS
+    folder.mkdir(exist_ok=True)
+    for group, guarantee in parts:
+        if group.finetune is not None:
+            name = f"model-{group.finetune.stage.run_id[:8]}.md"
+            write_text(folder / name, model_card(group, guarantee))
+        for sample in group.samples:
+            name = f"dataset-{sample.stage.run_id[:8]}.md"
+            write_text(folder / name, dataset_card(group, guarantee, sample))
+
+
+def _write_figures(run: RunDirectory, drawings: "Sequence[Drawing]", *, is_private: bool) -> None:
+    """Write each figure as PNG; figures that an earlier drawing had and this one has not are taken away."""
+    folder = run.path / FIGURES
+    if is_private:
+        make_private_directory(folder)
+    folder.mkdir(exist_ok=True)
+    for drawing in drawings:
+        write_atomically(folder / f"{drawing.identity}.png", _writer(drawing.png), private=is_private)
+    for path in folder.glob("*.png"):
+        if path.stem not in {drawing.identity for drawing in drawings}:
+            path.unlink()
+
+
+def _writer(content: bytes) -> Callable[[Path], None]:
+    return lambda path: _write_bytes(path, content)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _failures(parts: Sequence[tuple[Group, Guarantee]]) -> list[str]:
     """Return what contradicts a claim: a ledger that does not stand recomputation, an attack that refutes it."""
     refuted = [
-        f"{attack.stage.path.name}: {row.attack} refutes the claim (at least {row.epsilon_lower_bound}, "
-        f"claimed {row.epsilon_claimed})"
-        for group, _ in parts
+        f"{attack.stage.path.name}: {refutation_text(row, guarantee)}"
+        for group, guarantee in parts
         for attack in group.attacks
         for row in attack.rows or ()
-        if row.verdict == "refuted" and row.benchmark_valid is not False
+        if is_refuted(row, guarantee)
     ]
     return [problem for _, guarantee in parts for problem in guarantee.problems] + refuted

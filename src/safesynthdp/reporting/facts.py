@@ -67,6 +67,8 @@ class Evaluation:
     inputs: Mapping[str, Any]
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    """What the evaluation's own verdict names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,20 @@ class AuditRow:
     num_references: int | None
     num_epochs: float | None
     notes: tuple[str, ...]
+    curve_p_value: float | None = None
+    role: str | None = None
+    """"canary" where no natural record was audited; anything else counts as natural records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The ROC of one attack at chosen false-positive rates: thresholds are conservative, nothing is interpolated."""
+
+    attack: str
+    channel: str
+    fpr: tuple[float, ...]
+    tpr: tuple[float, ...]
+    num_nonmembers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +118,7 @@ class Attack:
 
     stage: Stage
     rows: tuple[AuditRow, ...] | None
+    curves: tuple[Curve, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +138,8 @@ class Sample:
     is_untuned: bool
     num_texts: int | None
     texts: tuple[Text, ...]
+    lengths: tuple[int, ...] = ()
+    """Words of every text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +158,8 @@ class Finetune:
     stage: Stage
     progress: tuple[Step, ...]
     histogram: Mapping[str, Any] | None
+    lengths: tuple[int, ...] = ()
+    """Words of every training record; empty where the records cannot be read any more. Private."""
 
 
 @dataclass(frozen=True, kw_only=True)

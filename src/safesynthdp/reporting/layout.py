@@ -21,7 +21,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table; ``tone`` is "strong", "bad", "faint" or empty."""
+    """One line of a table; ``tone`` is "strong", "bad", "faint", "group" or empty."""
 
     cells: tuple[str, ...]
     tone: str = ""
@@ -53,7 +53,7 @@ class Section:
     title: str
     missing: str = ""
     lead: tuple[str, ...] = ()
-    drawing: Drawing | None = None
+    drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
     texts: tuple[tuple[str, tuple[Text, ...]], ...] = ()
     facts: tuple[Fact, ...] = ()
@@ -75,13 +75,16 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Article:
-    """One finetune run and what was made from it."""
+    """One finetune run and what was made from it, or the overview of several."""
 
     slug: str
     title: str
     subtitle: str
-    verdict: Verdict
+    verdict: Verdict | None
+    """None for the overview of several runs."""
     sections: tuple[Section, ...]
+    links: tuple[tuple[str, str], ...] = ()
+    """Other articles: their slug and title."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,11 @@ class Page:
     is_public: bool
     articles: tuple[Article, ...]
     dropped: tuple[str, ...] = field(default=())
+
+    @property
+    def drawings(self) -> tuple[Drawing, ...]:
+        """Every figure, in the order of the page."""
+        return tuple(drawing for a in self.articles for section in a.sections for drawing in section.drawings)
 
 
 def table(caption: str, titles: Sequence[str], rows: Sequence[Row], *, words: Sequence[str]) -> Table:

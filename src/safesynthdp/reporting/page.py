@@ -1,69 +1,111 @@
 """From collected facts to the sections of the page, in the order a privacy reader asks for them.
 
-Here: which section says what, and what stands in its place when a stage was not done. Elsewhere: the verdict box
-(verdict.py), the tables (tables.py), the privacy statement (statement.py), the looks (templates/).
+Here: the order, the overview of several runs, and the sections about ledger, settings and versions. Elsewhere: what was
+measured (sections.py), the verdict box (verdict.py), the privacy statement (statement.py), the looks (templates/).
 """
 
 from collections.abc import Sequence
 
-from safesynthdp.reporting.facts import Evaluation, Finetune, Group, Stage, Text
-from safesynthdp.reporting.figures import draw_progress
+from safesynthdp.reporting.facts import Finetune, Group, Stage
+from safesynthdp.reporting.frontier import (
+    Parts,
+    frontier_drawing,
+    frontier_notes,
+    missing_text,
+    runs_table,
+    together_text,
+)
 from safesynthdp.reporting.guarantee import Guarantee
 from safesynthdp.reporting.layout import Article, Fact, Page, Section
 from safesynthdp.reporting.ledger_tables import access_table, release_table
+from safesynthdp.reporting.sections import attacks, fidelity, frontier, memorisation, progress, samples, utility
 from safesynthdp.reporting.statement import statement
-from safesynthdp.reporting.tables import attack_table, memorisation_table, other_table, utility_drawing, utility_tables
 from safesynthdp.reporting.verdict import verdict
-from safesynthdp.reporting.wording import NOT_STATED, count_text, value_text
+from safesynthdp.reporting.wording import NOT_STATED, value_text
 
-LEFT_OUT = "Left out of the public edition: computed from private records without an accounted mechanism."
-NO_EVALUATION = "Not done: no evaluation of this run was given. safesynthdp evaluate makes one."
-NO_ATTACK = "Not done: no attack on this run was given. safesynthdp attack makes one. A missing attack is no evidence."
-NO_SAMPLE = "Not done: no text sampled from this run was given. safesynthdp sample makes some."
+MANY_RUNS = 4
 SHOWN_STATUS = {"created": "created, not begun", "interrupted": "not finished", "finished": "finished"}
 
 
-def build_page(parts: Sequence[tuple[Group, Guarantee]], *, is_public: bool, dropped: Sequence[str]) -> Page:
-    """Return the page of every group, with what its ledgers say."""
-    articles = tuple(
-        _article(group, guarantee, slug=f"run{number}", is_public=is_public)
+def build_page(parts: Parts, *, is_public: bool, dropped: Sequence[str]) -> Page:
+    """Return the page of every group, with what its ledgers say; several runs get an overview in front."""
+    articles = [
+        _article(group, guarantee, slug=f"run{number}", is_public=is_public, num_runs=len(parts))
         for number, (group, guarantee) in enumerate(parts, start=1)
-    )
+    ]
+    if len(parts) > 1:
+        names = [_title(group, is_public=is_public) for group, _ in parts]
+        articles.insert(0, _overview(parts, names, is_public=is_public))
     title = f"SafeSynthDP report: {articles[0].title}" if len(articles) == 1 else "SafeSynthDP report"
-    return Page(title=title, is_public=is_public, articles=articles, dropped=tuple(dict.fromkeys(dropped)))
+    return Page(title=title, is_public=is_public, articles=tuple(articles), dropped=tuple(dict.fromkeys(dropped)))
 
 
-def _article(group: Group, guarantee: Guarantee, *, slug: str, is_public: bool) -> Article:
-    finetune = group.finetune
+def _overview(parts: Parts, names: Sequence[str], *, is_public: bool) -> Article:
+    """What several runs have in common: one table, one figure, and what they cost together."""
+    together = together_text(parts)
+    drawing = frontier_drawing(parts, identity="overview-frontier")
+    listed = Section(
+        slug="runs", title="Runs", tables=(runs_table(parts, names),), notes=(together,) if together else ()
+    )
+    picture = Section(
+        slug="frontier",
+        title="Utility against epsilon",
+        drawings=() if drawing is None else (drawing,),
+        notes=frontier_notes(parts),
+        missing="" if drawing else missing_text(parts, is_public=is_public),
+    )
+    links = tuple((f"run{number}", f"{number}. {name}") for number, name in enumerate(names, start=1))
+    subtitle = "Each has its own verdict, ledger and privacy statement below."
+    return Article(
+        slug="overview",
+        title=f"{len(parts)} runs side by side",
+        subtitle=subtitle,
+        verdict=None,
+        sections=(listed, picture),
+        links=links,
+    )
+
+
+def _article(group: Group, guarantee: Guarantee, *, slug: str, is_public: bool, num_runs: int) -> Article:
+    finetune, is_alone = group.finetune, num_runs == 1
     sections = [
-        _utility(group, slug, is_public=is_public),
-        _other(group, is_public=is_public),
-        _memorisation(group, is_public=is_public),
-        _attacks(group, is_public=is_public),
-        _samples(group, is_public=is_public),
-        _progress(finetune, slug, is_public=is_public),
+        *([frontier(group, guarantee, slug, is_public=is_public)] if is_alone else []),
+        utility(group, slug, is_public=is_public, is_brief=num_runs > MANY_RUNS),
+        fidelity(group, slug, is_public=is_public),
+        memorisation(group, is_public=is_public),
+        attacks(group, guarantee, slug, is_public=is_public),
+        samples(group, is_public=is_public),
+        progress(finetune, slug, is_public=is_public),
         _ledger(guarantee),
         _settings(group),
         _versions(group, is_public=is_public),
         Section(slug="statement", title="Privacy statement", facts=statement(group, guarantee)),
     ]
+    number = "" if is_alone else f"{slug.removeprefix('run')}. "
     return Article(
         slug=slug,
-        title=_title(group, is_public=is_public),
-        subtitle=_subtitle(finetune),
+        title=f"{number}{_title(group, is_public=is_public)}",
+        subtitle=_subtitle(finetune, is_predicted=predicted(group)),
         verdict=verdict(group, guarantee, is_public=is_public),
         sections=tuple(sections),
     )
 
 
 def _title(group: Group, *, is_public: bool) -> str:
-    if group.finetune is None:
+    if group.finetune is None and not predicted(group):
         return "Stages that belong to no finetune run"
-    stage = group.finetune.stage
+    stage = group.samples[0].stage if group.finetune is None else group.finetune.stage
     return f"Run {stage.run_id[:8]}" if is_public else stage.path.name
 
 
-def _subtitle(finetune: Finetune | None) -> str:
+def predicted(group: Group) -> bool:
+    """Whether the text was drawn straight from the records, without a finetune run."""
+    return group.finetune is None and any(not sample.stage.parents for sample in group.samples)
+
+
+def _subtitle(finetune: Finetune | None, *, is_predicted: bool) -> str:
+    if is_predicted:
+        return "Private prediction: text drawn straight from private records, no model trained."
     if finetune is None:
         return "Their finetune run is neither among the directories given nor where it was."
     stage = finetune.stage
@@ -72,109 +114,6 @@ def _subtitle(finetune: Finetune | None) -> str:
     how = "fine-tuned without privacy" if mode == "none" else "fine-tuned with DP-SGD"
     when = str(stage.manifest.get("finished") or stage.manifest.get("created") or "date not stated")
     return f"{model}, {how}; {SHOWN_STATUS.get(stage.status, stage.status)}, {when[:10]}"
-
-
-def _measured(group: Group) -> list[Evaluation]:
-    return [evaluation for evaluation in group.evaluations if evaluation.metrics is not None]
-
-
-def _why_empty(group: Group, *, is_public: bool) -> str:
-    if not group.evaluations:
-        return NO_EVALUATION
-    if not _measured(group):
-        return "Not done: the evaluation did not finish. The same command goes on where it stopped."
-    return LEFT_OUT if is_public else "Not done: the evaluation holds no such row; its warnings may say why."
-
-
-def _utility(group: Group, slug: str, *, is_public: bool) -> Section:
-    found = _measured(group)
-    drawings = [drawing for e in found[:1] if (drawing := utility_drawing(e, identity=f"{slug}-utility")) is not None]
-    tables = tuple(part for evaluation in found for part in utility_tables(evaluation))
-    warnings = tuple(f"Warning of the evaluation: {line}" for e in group.evaluations for line in e.warnings)
-    return Section(
-        slug="utility",
-        title="Utility",
-        lead=("Classifiers trained on each text, tested on real records that nothing else has seen.",)
-        if tables
-        else (),
-        drawing=drawings[0] if drawings else None,
-        tables=tables,
-        notes=warnings,
-        missing="" if tables else _why_empty(group, is_public=is_public),
-    )
-
-
-def _other(group: Group, *, is_public: bool) -> Section:
-    tables = tuple(part for e in _measured(group) if (part := other_table(e)) is not None)
-    missing = "" if tables else _why_empty(group, is_public=is_public)
-    return Section(slug="fidelity", title="Labels and validity", tables=tables, missing=missing)
-
-
-def _memorisation(group: Group, *, is_public: bool) -> Section:
-    tables = tuple(part for e in _measured(group) if (part := memorisation_table(e)) is not None)
-    lead = (
-        "Real texts share phrases with one another, so a share says nothing alone: the control compares the same "
-        "synthetic texts with as many records that were never trained on. An interval of the difference above 0 means "
-        "copied text.",
-    )
-    missing = "" if tables else _why_empty(group, is_public=is_public)
-    return Section(
-        slug="memorisation", title="Memorisation", lead=lead if tables else (), tables=tables, missing=missing
-    )
-
-
-def _attacks(group: Group, *, is_public: bool) -> Section:
-    rows = [row for attack in group.attacks for row in attack.rows or ()]
-    if not rows:
-        unfinished = "Not done: the attack did not finish. The same command goes on where it stopped."
-        missing = NO_ATTACK if not group.attacks else LEFT_OUT if is_public else unfinished
-        return Section(slug="attacks", title="Attacks", missing=missing)
-    lead = (
-        "Each attack ranks training records against records never trained on. If the texts alone tell them apart "
-        "(first line), the benchmark is void. Attack scores are outside the guarantee.",
-    )
-    by_note = {
-        note: [r.attack for r in rows if note in r.notes] for note in dict.fromkeys(n for r in rows for n in r.notes)
-    }
-    notes = tuple(f"{', '.join(dict.fromkeys(attacks))}: {note}" for note, attacks in by_note.items())
-    return Section(slug="attacks", title="Attacks", lead=lead, tables=(attack_table(rows),), notes=notes)
-
-
-def _samples(group: Group, *, is_public: bool) -> Section:
-    tuned = [sample for sample in group.samples if not sample.is_untuned]
-    texts = [text for sample in tuned[:1] for text in sample.texts]
-    by_label: dict[str, list[Text]] = {}
-    for text in texts:
-        by_label.setdefault(text.label, []).append(text)
-    if not tuned:
-        return Section(slug="samples", title="Samples", missing=NO_SAMPLE)
-    if not texts:
-        unfinished = "Not done: the sample holds no text yet. The same command goes on where it stopped."
-        without = "Left out of the public edition: no formal guarantee covers this text."
-        return Section(slug="samples", title="Samples", missing=without if is_public else unfinished)
-    lead = (
-        f"The first texts of each label, as generated, out of {count_text(tuned[0].num_texts)}. Nothing was picked or "
-        "mended; control characters are written out.",
-    )
-    shown = tuple((label, tuple(found)) for label, found in by_label.items())
-    return Section(slug="samples", title="Samples", lead=lead, texts=shown, facts=_counts(tuned[0].stage))
-
-
-def _counts(stage: Stage) -> tuple[Fact, ...]:
-    counts = stage.manifest.get("counts") or {}
-    return (Fact(name="of these", value=value_text(dict(counts))),) if counts else ()
-
-
-def _progress(finetune: Finetune | None, slug: str, *, is_public: bool) -> Section:
-    title = "Training progress"
-    if finetune is None or not finetune.progress:
-        without = "Not done: no finetune run was given." if finetune is None else "Not done: no step was logged."
-        return Section(
-            slug="progress", title=title, missing=LEFT_OUT if is_public and finetune is not None else without
-        )
-    caption = "Computed on private records, outside the guarantee: for the owner of the data only."
-    drawing = draw_progress(finetune.progress, identity=f"{slug}-progress", caption=caption)
-    return Section(slug="progress", title=title, drawing=drawing)
 
 
 def _ledger(guarantee: Guarantee) -> Section:

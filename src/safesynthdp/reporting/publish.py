@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from safesynthdp.reporting.facts import Attack, Evaluation, Finetune, Group, Metric, Sample, Stage
+from safesynthdp.reporting.audits import claim_for
+from safesynthdp.reporting.facts import Attack, AuditRow, Evaluation, Finetune, Group, Metric, Sample, Stage
 from safesynthdp.reporting.guarantee import Access, Guarantee
 
 _PUBLIC_MANIFEST = ("kind", "status", "run_id", "created", "finished", "versions", "commit", "hardware", "parents",
@@ -28,16 +29,22 @@ _PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_spl
                        "labels", "holdout_percent")  # fmt: skip
 
 
-def publishable(group: Group, guarantee: Guarantee) -> tuple[Group, Guarantee, tuple[str, ...]]:
-    """Return what may leave of a group and its ledgers, and a list of what was dropped."""
+def publishable(
+    group: Group, guarantee: Guarantee, *, untuned: frozenset[str] = frozenset()
+) -> tuple[Group, Guarantee, tuple[str, ...]]:
+    """Return what may leave of a group and its ledgers, and a list of what was dropped.
+
+    ``untuned`` are samples of the untuned model in other groups, each covered by its own ledger: a grid shares one.
+    """
     dropped = list[str]()
-    guaranteed = frozenset(s.stage.run_id for s in group.samples if guarantee.covers(s.stage.run_id))
+    own = frozenset(s.stage.run_id for s in group.samples if guarantee.covers(s.stage.run_id))
+    guaranteed = own | untuned
     finetune = None if group.finetune is None else _finetune(group.finetune, dropped)
     samples = tuple(_sample(sample, guaranteed, dropped) for sample in group.samples)
     evaluations = tuple(
         _evaluation(e, has_guarantee=_is_covered(e, guaranteed), dropped=dropped) for e in group.evaluations
     )
-    attacks = tuple(_attack(attack, dropped) for attack in group.attacks)
+    attacks = tuple(_attack(attack, guarantee, dropped) for attack in group.attacks)
     bare = Group(finetune=finetune, samples=samples, evaluations=evaluations, attacks=attacks)
     ledgers = _guarantee(guarantee, dropped)
     return bare, ledgers, (*dropped, "file names, paths and command lines")
@@ -72,6 +79,8 @@ def _finetune(finetune: Finetune, dropped: list[str]) -> Finetune:
     if histogram is not None and histogram.get("source") not in ("discrete_laplace", "uniform"):
         dropped.append("exact label counts")
         histogram = None
+    if finetune.lengths:
+        dropped.append("lengths of the private records")
     return Finetune(stage=_stage(finetune.stage), progress=(), histogram=histogram)
 
 
@@ -81,7 +90,7 @@ def _sample(sample: Sample, guaranteed: frozenset[str], dropped: list[str]) -> S
         return replace(sample, stage=stage)
     dropped.append(f"synthetic text of {stage.run_id[:8]}: no formal guarantee covers it")
     bare = {key: value for key, value in stage.manifest.items() if key not in ("counts", "num_records")}
-    return replace(sample, stage=replace(stage, manifest=bare), texts=(), num_texts=None)
+    return replace(sample, stage=replace(stage, manifest=bare), texts=(), num_texts=None, lengths=())
 
 
 def _evaluation(evaluation: Evaluation, *, has_guarantee: bool, dropped: list[str]) -> Evaluation:
@@ -95,10 +104,13 @@ def _evaluation(evaluation: Evaluation, *, has_guarantee: bool, dropped: list[st
         dropped.append(f"{count} {group} rows: {', '.join(names)}")
     if evaluation.warnings:
         dropped.append("warnings of the evaluation")
+    if evaluation.findings:
+        dropped.append("findings of the evaluation")
     if evaluation.inputs:
         dropped.append("sizes and fingerprints of the evaluated files")
     settings = {key: value for key, value in evaluation.settings.items() if key in _PUBLIC_EVALUATION}
-    return replace(evaluation, stage=_stage(evaluation.stage), metrics=kept, inputs={}, settings=settings, warnings=())
+    bare = replace(evaluation, metrics=kept, inputs={}, settings=settings, warnings=(), findings=())
+    return replace(bare, stage=_stage(evaluation.stage))
 
 
 def _is_covered(evaluation: Evaluation, guaranteed: frozenset[str]) -> bool:
@@ -119,11 +131,20 @@ def _row(row: Metric) -> Metric:
     return row if is_constant else replace(row, ceiling=None)
 
 
-def _attack(attack: Attack, dropped: list[str]) -> Attack:
-    if attack.rows is not None:
-        names = ", ".join(dict.fromkeys(f"{row.attack} ({row.channel})" for row in attack.rows))
-        dropped.append(f"{len(attack.rows)} attack rows on natural records: {names}")
-    return Attack(stage=_stage(attack.stage), rows=None)
+def _attack(attack: Attack, guarantee: Guarantee, dropped: list[str]) -> Attack:
+    """An audit by canaries on a released artifact is post-processing of it; one on natural records is not."""
+    kept = tuple(row for row in attack.rows or () if _is_about_canaries(row, guarantee))
+    left = [row for row in attack.rows or () if row not in kept]
+    if left:
+        names = ", ".join(dict.fromkeys(f"{row.attack} ({row.channel})" for row in left))
+        dropped.append(f"{len(left)} attack rows on natural records: {names}")
+    if attack.curves:
+        dropped.append("ROC curves of the attacks")
+    return Attack(stage=_stage(attack.stage), rows=kept or None)
+
+
+def _is_about_canaries(row: AuditRow, guarantee: Guarantee) -> bool:
+    return row.role == "canary" and claim_for(row, guarantee) is not None
 
 
 def _stage(stage: Stage) -> Stage:

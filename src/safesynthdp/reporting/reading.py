@@ -12,9 +12,10 @@ from typing import Any
 
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.reporting.facts import Attack, AuditRow, Evaluation, Finetune, Metric, Sample, Stage, Step, Text
+from safesynthdp.reporting.roc import read_curves
 from safesynthdp.runs import CONFIG, RunDirectory
 
-METRICS, AUDIT, SYNTHETIC = "metrics.json", "audit.json", "synthetic.parquet"
+METRICS, AUDIT, SCORES, SYNTHETIC = "metrics.json", "audit.json", "scores.parquet", "synthetic.parquet"
 PROGRESS, HISTOGRAM = "metrics.jsonl", "label_histogram.json"
 MAX_TEXTS = 60
 
@@ -33,10 +34,10 @@ def read_stage(run: RunDirectory) -> Stage:
     )
 
 
-def read_finetune(stage: Stage) -> Finetune:
-    """Read the progress and the label histogram of a finetune run."""
+def read_finetune(stage: Stage, *, lengths: tuple[int, ...] = ()) -> Finetune:
+    """Read the progress and the label histogram of a finetune run; ``lengths`` are those of its records."""
     histogram = read_json(stage.path / HISTOGRAM)
-    return Finetune(stage=stage, progress=_progress(stage.path / PROGRESS), histogram=histogram)
+    return Finetune(stage=stage, progress=_progress(stage.path / PROGRESS), histogram=histogram, lengths=lengths)
 
 
 def read_evaluation(stage: Stage) -> Evaluation:
@@ -51,6 +52,7 @@ def read_evaluation(stage: Stage) -> Evaluation:
         inputs=value.get("inputs") or {},
         settings=value.get("settings") or {},
         warnings=tuple(str(line) for line in value.get("warnings") or []),
+        findings=tuple(_finding(line) for line in value.get("verdict") or []),
     )
 
 
@@ -61,7 +63,8 @@ def read_attack(stage: Stage) -> Attack:
         return Attack(stage=stage, rows=None)
     value = _load(path)
     rows = value.get("rows") if isinstance(value, Mapping) else value
-    return Attack(stage=stage, rows=tuple(_audit_row(path, row) for row in _rows(path, rows)))
+    curves = read_curves(stage.path / SCORES)
+    return Attack(stage=stage, rows=tuple(_audit_row(path, row) for row in _rows(path, rows)), curves=curves)
 
 
 def read_sample(stage: Stage, *, per_label: int, max_characters: int) -> Sample:
@@ -70,12 +73,12 @@ def read_sample(stage: Stage, *, per_label: int, max_characters: int) -> Sample:
     is_untuned = stage.manifest.get("untuned") is True
     if not path.is_file():
         return Sample(stage=stage, is_untuned=is_untuned, num_texts=None, texts=())
-    chosen, num_texts = _first_texts(path, per_label=per_label)
+    chosen, lengths = _first_texts(path, per_label=per_label)
     texts = tuple(
         Text(label=label, text=text[:max_characters], num_hidden=max(0, len(text) - max_characters))
         for label, text in chosen
     )
-    return Sample(stage=stage, is_untuned=is_untuned, num_texts=num_texts, texts=texts)
+    return Sample(stage=stage, is_untuned=is_untuned, num_texts=len(lengths), texts=texts, lengths=lengths)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -149,12 +152,23 @@ def _audit_row(path: Path, row: Mapping[str, Any]) -> AuditRow:
         alpha=_number(path, row, "alpha"),
         delta=_number(path, row, "delta"),
         num_epochs=_number(path, row, "num_epochs"),
+        curve_p_value=_number(path, row, "curve_p_value"),
+        role=_word(row, "role"),
         num_members=_whole(path, row, "num_members"),
         num_nonmembers=_whole(path, row, "num_nonmembers"),
         group_size=_whole(path, row, "group_size"),
         num_targets=_whole(path, row, "num_targets"),
         num_references=_whole(path, row, "num_references"),
     )
+
+
+def _finding(value: Any) -> str:
+    """A finding is a line, or an object with a name and words."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    name = str(value.get("name") or value.get("finding") or "finding").replace("_", " ")
+    words = next((value[key] for key in ("text", "message", "evidence", "reason", "words") if value.get(key)), None)
+    return name if words is None else f"{name}: {words}"
 
 
 def _number(path: Path, row: Mapping[str, Any], key: str) -> float | None:
@@ -175,7 +189,8 @@ def _word(row: Mapping[str, Any], key: str) -> str | None:
     return None if row.get(key) is None else str(row[key])
 
 
-def _first_texts(path: Path, *, per_label: int) -> tuple[list[tuple[str, str]], int]:
+def _first_texts(path: Path, *, per_label: int) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
+    """Return the first texts of each label, and how many words every text has."""
     import pyarrow.parquet
 
     try:
@@ -183,12 +198,13 @@ def _first_texts(path: Path, *, per_label: int) -> tuple[list[tuple[str, str]], 
     except (pyarrow.ArrowException, OSError) as error:
         raise SafeSynthError(f"{path} is not a table with the columns label and text; sample again") from error
     by_label: dict[str, list[str]] = {}
-    for label, text in zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True):
+    texts = [str(text) for text in table["text"].to_pylist()]
+    for label, text in zip(table["label"].to_pylist(), texts, strict=True):
         kept = by_label.setdefault(str(label), [])
         if len(kept) < per_label:
-            kept.append(str(text))
+            kept.append(text)
     chosen = [(label, text) for label in sorted(by_label) for text in by_label[label]]
-    return chosen[:MAX_TEXTS], table.num_rows
+    return chosen[:MAX_TEXTS], tuple(len(text.split()) for text in texts)
 
 
 def _progress(path: Path) -> tuple[Step, ...]:

@@ -7,10 +7,10 @@ file states reads "not stated"; none is ever left out.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from safesynthdp.reporting.audits import is_baseline, verdict_text
 from safesynthdp.reporting.facts import Group
 from safesynthdp.reporting.guarantee import SEEDED, Access, Claim, Guarantee
 from safesynthdp.reporting.layout import Fact
-from safesynthdp.reporting.tables import is_baseline
 from safesynthdp.reporting.wording import (
     NO_GUARANTEE,
     NOT_STATED,
@@ -32,6 +32,7 @@ RULES = {
     "post_processing": "post-processing: no access beyond what it was made from",
     "min": "the smaller of two bounds on the same text, weights withheld",
 }
+THREATS = {"model": "the released weights and the recipe", "text": "the synthetic text and the recipe"}
 WITHHELD = "withheld: the number is not public"
 Reader = Callable[[Group, Guarantee], str | None]
 
@@ -79,7 +80,8 @@ def _unit(group: Group, guarantee: Guarantee) -> str | None:
 
 def _records_per_user(group: Group, guarantee: Guarantee) -> str | None:
     if guarantee.unit == "user":
-        return "any number: one record of each drawn user is used in a step"
+        most = _config(group, "privacy", "max_records_per_user")
+        return f"any number; at most {most or 1} of a drawn user's records are used in a step, and clipped together"
     return "not bounded: records are the unit" if guarantee.unit == "record" else None
 
 
@@ -189,16 +191,18 @@ def _not_covered(_: Group, guarantee: Guarantee) -> str | None:
     return _lines(lines) or ("nothing is listed" if guarantee.claims else None)
 
 
-def _audit(group: Group, _: Guarantee) -> str | None:
+def _audit(group: Group, guarantee: Guarantee) -> str | None:
     rows = [row for attack in group.attacks for row in attack.rows or () if not is_baseline(row)]
     if not rows:
         return "not done, or not published"
     return _lines(
-        f"{row.attack}: attacker holds the {row.channel}; {count_text(row.num_members)} members; "
-        f"method {row.method or NOT_STATED}; alpha {number_text(row.alpha)}; AUC {rate_text(row.auc)} "
+        f"{row.attack}: threat model: an attacker who holds {THREATS.get(row.channel, row.channel)} (channel "
+        f"{row.channel}); {count_text(row.num_members)} members, {'canaries' if row.role == 'canary' else 'records'}, "
+        f"against {count_text(row.num_nonmembers)}; method {row.method or NOT_STATED}; confidence "
+        f"{NOT_STATED if row.alpha is None else value_text(round(1 - row.alpha, 6))}; AUC {rate_text(row.auc)} "
         f"{interval_text(*(row.auc_interval or (None, None)))}; epsilon at least "
-        f"{number_text(row.epsilon_lower_bound)} of at most {number_text(row.epsilon_attainable)}; "
-        f"verdict {row.verdict or 'none'}"
+        f"{number_text(row.epsilon_lower_bound)}, attainable {number_text(row.epsilon_attainable)}; "
+        f"verdict: {verdict_text(row, guarantee)}"
         for row in rows
     )
 

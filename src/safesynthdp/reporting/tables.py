@@ -6,15 +6,16 @@ which of them a public page may show (publish.py, applied before anything here).
 
 from collections.abc import Mapping, Sequence
 
+from safesynthdp.reporting.audits import audited_text, is_baseline, is_refuted, verdict_text
 from safesynthdp.reporting.facts import AuditRow, Evaluation, Metric
-from safesynthdp.reporting.figures import Bar, Drawing, draw_utility
+from safesynthdp.reporting.figures import Drawing
+from safesynthdp.reporting.guarantee import Guarantee
 from safesynthdp.reporting.layout import Row, Table, table
+from safesynthdp.reporting.utility_figures import Bar, draw_recall, draw_utility
 from safesynthdp.reporting.wording import (
     NOT_STATED,
     count_text,
-    epsilon_text,
     interval_text,
-    number_text,
     rate_text,
     value_text,
 )
@@ -35,6 +36,14 @@ METRIC_NAMES = {
     "accuracy_ratio": "accuracy / real accuracy",
     "label_tv": "label shares, total variation",
     "c2st_auc": "two-sample test AUC",
+    "mauve": "MAUVE",
+    "mauve_star": "MAUVE*",
+    "frontier_integral": "frontier integral",
+    "frechet": "Frechet distance of embeddings",
+    "distinct_1": "distinct words",
+    "distinct_2": "distinct word pairs",
+    "distinct_3": "distinct word triples",
+    "coverage": "coverage of real text",
     "length_ks": "lengths, KS distance",
     "bits_per_byte": "bits per byte, KS distance",
     "duplicate_share": "share of duplicates",
@@ -50,9 +59,31 @@ METRIC_NAMES = {
     "nearest_in_train": "nearest real record is a training record",
 }
 HEADINGS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
-CLASSIFIERS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM", "rf": "random forest"}
+CLASSIFIERS = {
+    "lr": "logistic regression",
+    "nb": "naive Bayes",
+    "svm": "linear SVM",
+    "rf": "random forest",
+    "emb": "embeddings + logistic regression",
+    "gru": "GRU",
+    "cnn": "CNN",
+}
+GROUPS = {
+    "label_fidelity": "Label shares",
+    "two_sample": "Can a classifier tell synthetic from real?",
+    "divergence": "Distance between the two distributions",
+    "form": "Form",
+    "diversity": "Diversity",
+    "validity": "Validity",
+}
+SHORT = {
+    "synthetic": "synthetic",
+    "real_matched": "real, equal number",
+    "base_model": "untuned",
+    "dp_direct": "DP direct",
+}
 UTILITY, MEMORISATION = "utility", "memorisation"
-BASELINE = "baseline"
+MAX_RECALL_LABELS = 20
 
 
 def headline_model(evaluation: Evaluation) -> str | None:
@@ -83,7 +114,7 @@ def utility_tables(evaluation: Evaluation) -> tuple[Table, ...]:
     )
 
 
-def utility_drawing(evaluation: Evaluation, *, identity: str) -> Drawing | None:
+def utility_drawing(evaluation: Evaluation, *, identity: str, is_small: bool = False) -> Drawing | None:
     """Return the figure of accuracy between floor and ceiling; None where there is no accuracy."""
     model = headline_model(evaluation)
     bars = [bar for train_on in TRAINED_ON if (bar := _bar(evaluation, train_on, model)) is not None]
@@ -100,7 +131,27 @@ def utility_drawing(evaluation: Evaluation, *, identity: str) -> Drawing | None:
         "Bars: 95% intervals. Ticks: the other classifiers."
     )
     shading = " Shaded: from floor to ceiling." if band else ""
-    return draw_utility(bars, band=band, identity=identity, caption=caption + shading)
+    return draw_utility(bars, band=band, identity=identity, caption=caption + shading, is_small=is_small)
+
+
+def recall_drawing(evaluation: Evaluation, *, identity: str) -> Drawing | None:
+    """Return recall by label of the first classifier, synthetic beside real text; None for fewer than two labels."""
+    model = headline_model(evaluation)
+    rows = [r for r in evaluation.metrics or () if (r.group, r.name) == (UTILITY, "recall") and r.model == model]
+    labels = list(dict.fromkeys(row.label for row in rows if row.label is not None))[:MAX_RECALL_LABELS]
+    series = {
+        SHORT[train_on]: {
+            row.label: (row.value, row.low, row.high)
+            for row in rows
+            if row.train_on == train_on and row.label in labels and row.value is not None
+        }
+        for train_on in SHORT
+    }
+    drawn = {name: values for name, values in series.items() if values}
+    if len(labels) < 2 or not drawn:
+        return None
+    caption = f"Share of held-out real records of each label that {CLASSIFIERS.get(model or '', model or '')} finds."
+    return draw_recall(labels, drawn, identity=identity, caption=caption)
 
 
 def memorisation_table(evaluation: Evaluation) -> Table | None:
@@ -115,30 +166,27 @@ def memorisation_table(evaluation: Evaluation) -> Table | None:
     return table(caption, titles, [_memorisation_row(name, found) for name, found in by_check.items()], words=())
 
 
-def other_table(evaluation: Evaluation) -> Table | None:
-    """Return every row that is neither utility nor memorisation."""
+def fidelity_table(evaluation: Evaluation) -> Table | None:
+    """Return every row that is neither utility nor memorisation, group by group, numbers by label last."""
     rows = [row for row in evaluation.metrics or () if row.group not in (UTILITY, MEMORISATION)]
-    if not rows:
-        return None
-    titles = ("metric", "value", "95% interval", "real text", "better", "n")
-    return table("Beside the same number for real text", titles, [_other_row(row) for row in rows], words=("better",))
+    found = dict.fromkeys(row.group for row in rows)
+    lines = list[Row]()
+    for group in (*(g for g in GROUPS if g in found), *(g for g in found if g not in GROUPS)):
+        lines.append(Row(cells=(GROUPS.get(group, group.replace("_", " ")), *[""] * 6), tone="group"))
+        lines += [_other_row(row) for row in sorted(rows, key=lambda row: row.label is not None) if row.group == group]
+    titles = ("metric", "value", "95% interval", "real text", "worthless", "better", "n")
+    caption = "Each number beside the same for real text in its place, and for something worthless"
+    return table(caption, titles, lines, words=("better",)) if lines else None
 
 
-def attack_table(rows: Sequence[AuditRow]) -> Table:
+def attack_table(rows: Sequence[AuditRow], guarantee: Guarantee) -> Table:
     """Return one line an attack, the model-less baseline first."""
-    titles = ("attack", "channel", "AUC [interval]", "TPR at 1% FPR", "members / others", "audited epsilon", "verdict")
+    titles = ("attack", "channel", "AUC [interval]", "TPR at 1% FPR", "members / others",
+              "targets / references / epochs", "audited epsilon", "verdict")  # fmt: skip
     words = ("channel", "audited epsilon", "verdict")
     ordered = sorted(rows, key=lambda row: not is_baseline(row))
-    lines = [_attack_row(row) for row in ordered]
+    lines = [_attack_row(row, guarantee) for row in ordered]
     return table("Higher AUC = more leakage; 0.5 is chance", titles, lines, words=words)
-
-
-def audited_text(row: AuditRow) -> str:
-    """Return the lower bound beside what a perfect attack would have shown, and the claim it was held against."""
-    if row.epsilon_lower_bound is None:
-        return "none"
-    reach = f"at least {number_text(row.epsilon_lower_bound)} of at most {number_text(row.epsilon_attainable)}"
-    return reach if row.epsilon_claimed is None else f"{reach}; claimed {epsilon_text(row.epsilon_claimed)}"
 
 
 def auc_text(row: AuditRow) -> str:
@@ -147,11 +195,6 @@ def auc_text(row: AuditRow) -> str:
         return rate_text(row.auc)
     level = "" if row.alpha in (None, 0.05) else f" at {value_text(round(100 * (1 - row.alpha), 6))}%"
     return f"{rate_text(row.auc)} {interval_text(*row.auc_interval)}{level}"
-
-
-def is_baseline(row: AuditRow) -> bool:
-    """Whether an attack looked at the texts alone, at no model and no synthetic text."""
-    return row.channel == "none" or row.attack == BASELINE
 
 
 def metric_title(row: Metric) -> str:
@@ -245,18 +288,24 @@ def _other_row(row: Metric) -> Row:
     value = f"n/a: {row.reason}" if row.value is None and row.reason else rate_text(row.value)
     better = {"half": "near 0.5"}.get(row.direction or "", row.direction or "")
     interval = interval_text(row.low, row.high)
-    return Row(cells=(metric_title(row), value, interval, rate_text(row.ceiling), better, count_text(row.n)))
+    ends = (rate_text(row.ceiling), rate_text(row.floor))
+    return Row(cells=(metric_title(row), value, interval, *ends, better, count_text(row.n)))
 
 
-def _attack_row(row: AuditRow) -> Row:
-    is_refuted = row.verdict == "refuted" and row.benchmark_valid is not False
+def _few(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3g}"
+
+
+def _attack_row(row: AuditRow, guarantee: Guarantee) -> Row:
     cells = (
         f"{row.attack} (texts alone, no model)" if is_baseline(row) else row.attack,
         row.channel,
         auc_text(row),
         rate_text(row.tpr_at_fpr.get("0.01")),
         f"{count_text(row.num_members)} / {count_text(row.num_nonmembers)}",
+        f"{_few(row.num_targets)} / {_few(row.num_references)} / {_few(row.num_epochs)}",
         audited_text(row),
-        "void: members differ as texts" if row.benchmark_valid is False else row.verdict or "no claim compared",
+        verdict_text(row, guarantee),
     )
-    return Row(cells=cells, tone="bad" if is_refuted else "faint" if is_baseline(row) else "")
+    tone = "bad" if is_refuted(row, guarantee) else "faint" if is_baseline(row) else ""
+    return Row(cells=cells, tone=tone)

@@ -3,12 +3,13 @@
 Here: which numbers stand in the box. Elsewhere: where they come from (guarantee.py, tables.py).
 """
 
-from safesynthdp.reporting.facts import AuditRow, Evaluation, Group, Metric
+from safesynthdp.reporting.audits import bounded, is_baseline, is_refuted, refutation_text, strongest, verdict_text
+from safesynthdp.reporting.facts import Evaluation, Group, Metric
 from safesynthdp.reporting.guarantee import SEEDED, Guarantee
 from safesynthdp.reporting.layout import Fact, Verdict
 from safesynthdp.reporting.ledger_tables import release_table
 from safesynthdp.reporting.statement import ARTIFACTS
-from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, auc_text, headline_model, is_baseline
+from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, auc_text, headline_model
 from safesynthdp.reporting.wording import (
     NO_GUARANTEE,
     NOT_STATED,
@@ -39,11 +40,12 @@ def verdict(group: Group, guarantee: Guarantee, *, is_public: bool) -> Verdict:
         releases=release_table(guarantee.claims, with_check=False) if guarantee.claims else None,
         facts=(
             *_utility(group, is_public=is_public),
+            *_findings(group),
             _memorisation(group, is_public=is_public),
-            *_attack(group, is_public=is_public),
+            *_attack(group, guarantee, is_public=is_public),
         ),
         warnings=tuple(warnings),
-        problems=guarantee.problems,
+        problems=(*guarantee.problems, *_refutations(group, guarantee)),
     )
 
 
@@ -115,30 +117,42 @@ def _memorisation(group: Group, *, is_public: bool) -> Fact:
     )
 
 
-def _attack(group: Group, *, is_public: bool) -> tuple[Fact, ...]:
+def _attack(group: Group, guarantee: Guarantee, *, is_public: bool) -> tuple[Fact, ...]:
     rows = [row for attack in group.attacks for row in attack.rows or () if row.auc is not None]
     attacks, controls = [r for r in rows if not is_baseline(r)], [r for r in rows if is_baseline(r)]
     if not attacks:
-        return (Fact(name="Attack", value=LEFT_OUT if is_public and group.attacks else "not done"),)
+        words = LEFT_OUT if is_public and group.attacks else "not done"
+        return Fact(name="Attack", value=words), _audit(group, guarantee, is_public=is_public)
     worst = max(attacks, key=lambda row: row.auc or 0.0)
     control = f"AUC {auc_text(controls[0])}; 0.5 is chance" if controls else "not done: the benchmark may be void"
     return (
         Fact(name="Attack", value=f"AUC {auc_text(worst)} by {worst.attack}, the highest of {len(attacks)}"),
         Fact(name="Texts alone, no model", value=control),
-        _audit(attacks),
+        _audit(group, guarantee, is_public=is_public),
     )
 
 
-def _audit(attacks: list[AuditRow]) -> Fact:
-    bounds = [row for row in attacks if row.epsilon_lower_bound is not None]
-    if not bounds:
-        return Fact(name="Audited epsilon", value="not done: no lower bound was computed")
-    best = max(bounds, key=lambda row: row.epsilon_lower_bound or 0.0)
+def _audit(group: Group, guarantee: Guarantee, *, is_public: bool) -> Fact:
+    best = strongest(bounded(group), guarantee)
+    if best is None:
+        missing = LEFT_OUT if is_public and group.attacks else "not done: no lower bound was computed"
+        return Fact(name="Audited epsilon", value=missing)
     bound, attainable = number_text(best.epsilon_lower_bound), number_text(best.epsilon_attainable)
-    words = f"at least {bound}, of at most {attainable} within reach"
-    is_refuted = best.verdict == "refuted" and best.benchmark_valid is not False
+    sure = "" if best.alpha is None else f" ({100 * (1 - best.alpha):g}% sure)"
     return Fact(
         name="Audited epsilon",
-        value=f"{words}; verdict: {best.verdict or 'no claim compared'}",
-        tone="bad" if is_refuted else "",
+        value=f"at least {bound}{sure}, of at most {attainable} within reach of a perfect attack; channel "
+        f"{best.channel}; verdict: {verdict_text(best, guarantee)}",
+        tone="bad" if is_refuted(best, guarantee) else "",
     )
+
+
+def _findings(group: Group) -> tuple[Fact, ...]:
+    """What the evaluation itself names as wrong."""
+    found = [line for evaluation in group.evaluations for line in evaluation.findings]
+    return (Fact(name="Findings", value="\n".join(found), tone="bad"),) if found else ()
+
+
+def _refutations(group: Group, guarantee: Guarantee) -> list[str]:
+    rows = [row for attack in group.attacks for row in attack.rows or ()]
+    return [f"REFUTED: {refutation_text(row, guarantee)}." for row in rows if is_refuted(row, guarantee)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from safesynthdp.training.ranks import Ranks
     from safesynthdp.training.spending import Spending
 
-FREE_TO_DIFFER = ("output_dir", "hardware", "dry_run", "resume_with_new_segment")
+FREE_TO_DIFFER = ("output_dir", "hardware", "tracking", "dry_run", "resume_with_new_segment")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 from safesynthdp.errors import ConfigError
 from safesynthdp.model_config import LoraConfig, ModelConfig
 from safesynthdp.records import DataConfig
+from safesynthdp.training.tracking import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +200,8 @@ class FinetuneConfig:
     """Let an unfinished run go on with another promise (noise, clip, batch, steps, records), which is otherwise
     refused: its ledger gets a further entry, all entries are composed, and privacy.target_epsilon covers them together.
     train.max_steps counts the steps already spent."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers."""
     dry_run: bool = False
     """Say what the run would need (memory by part, steps, noise, epsilon, time) for hardware.num_processes processes;
     load no weight, draw nothing, write nothing."""

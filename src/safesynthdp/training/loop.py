@@ -35,6 +35,7 @@ from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import Clock, fill_state, find_state, save_state, state_tensors
 from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_clipped_gradients, zero_sums
+from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
 METRICS = "metrics.jsonl"
@@ -59,6 +60,7 @@ class Job:
     pad_token_id: int
     signal: str
     ranks: Ranks = field(default_factory=Ranks)
+    trackers: Trackers = field(default_factory=Trackers)
 
 
 def train(job: Job) -> int:
@@ -107,6 +109,7 @@ def train(job: Job) -> int:
                 clock = replace(clock, step=step + 1)
                 if ranks.is_main and clock.step % job.config.train.logging_steps == 0:
                     _log(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
+                    job.trackers.log(facts, step=clock.step, spending=job.spending)
             stop = interrupted()
             if stop or clock.step % job.config.train.save_steps == 0 or clock.step == last:
                 save(clock)

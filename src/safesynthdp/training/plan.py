@@ -17,6 +17,7 @@ from safesynthdp.privacy.budget import Budget
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.records import Records
+from safesynthdp.training import tracking
 from safesynthdp.training.config import FinetuneConfig, PrivacyConfig
 from safesynthdp.training.segments import NOT_COVERED, total_steps
 
@@ -151,7 +152,7 @@ def _unpriced_plan(
         sampler=sampler,
         is_private=is_private,
         histogram=_histogram(privacy) if is_private else None,
-        not_covered=_not_covered(privacy, records) + ((NOT_COVERED,) if steps_before else ()),
+        not_covered=(*_not_covered(privacy, records), *_tracked(config), *((NOT_COVERED,) if steps_before else ())),
         steps_before=steps_before,
         num_present=num_units,
     )
@@ -184,6 +185,11 @@ def _histogram(privacy: PrivacyConfig) -> LabelHistogramMechanism | None:
     if privacy.label_histogram_epsilon is None:
         return None
     return LabelHistogramMechanism.from_epsilon(privacy.label_histogram_epsilon, adjacency=privacy.adjacency)
+
+
+def _tracked(config: FinetuneConfig) -> tuple[str, ...]:
+    is_sent = bool(config.tracking.report_to) and config.tracking.track_private_metrics
+    return (tracking.NOT_COVERED,) if is_sent else ()
 
 
 def _not_covered(privacy: PrivacyConfig, records: Records) -> tuple[str, ...]:

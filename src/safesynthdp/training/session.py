@@ -51,6 +51,7 @@ from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.selfcheck import check_engine, check_ranks, seconds_per_token
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
+from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ def run_session(
         pad_token_id=ready.pad_token_id,
         signal=_signal(config, records, engine=ready.engine, ranks=ranks),
         ranks=ranks,
+        trackers=_trackers(config, run, plan=plan, is_main=ranks.is_main),
     )
     steps = train(job)
+    job.trackers.finish()
     ready.engine.close()
     with ranks.working():
         weights = ranks.shards.released() if ranks.shards else None
@@ -119,6 +122,17 @@ def run_session(
             run.finish(timings={"seconds": round(time.monotonic() - began, 1)}, steps_in_weights=steps)
             drop_state(run.state)
             run.say(f"{_sentence(release, plan, config)} -> {run.path}")
+
+
+def _trackers(config: FinetuneConfig, run: RunDirectory, *, plan: PrivacyPlan, is_main: bool) -> Trackers:
+    """Start the trackers; they are told hyper-parameters, no path and nothing computed from records."""
+    sections = {name: to_mapping(config)[name] for name in ("privacy", "train", "lora")}
+    sections["privacy"].pop("unsafe_seed")
+    facts = {f"{name}.{key}": str(value) for name, values in sections.items() for key, value in values.items()}
+    tracking = config.tracking
+    if tracking.report_to and tracking.track_private_metrics:
+        run.say("warning: tracking.track_private_metrics sends numbers computed from private records to a tracker")
+    return Trackers.start(tracking, folder=run.path / "tracking", steps=plan.steps, facts=facts, is_main=is_main)
 
 
 def _prepare(
@@ -257,7 +271,7 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
     then takes fresh keys and its lost steps stay counted. So it does on another number of processes.
     """
     values = to_mapping(config)
-    for key in ("output_dir", "resume_with_new_segment"):
+    for key in ("output_dir", "resume_with_new_segment", "tracking"):
         values.pop(key)
     facts = {
         "config": values,
