@@ -21,6 +21,7 @@ FLOOR_0 = (
     "data_config",
     "errors",
     "fetching",
+    "hub",
     "model_config",
     "models",
     "privacy",

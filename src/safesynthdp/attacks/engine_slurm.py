@@ -60,7 +60,7 @@ class SlurmEngine:
             f"--output={folder}/slurm-%A_%a.log",
             "--open-mode=append",
         ]
-        found = _call(["sbatch", "--parsable", *options, *sbatch_options(self._config.slurm), str(script)])
+        found = call_client(["sbatch", "--parsable", *options, *sbatch_options(self._config.slurm), str(script)])
         job = found.strip().split(";")[0]
         return {n: Begun(job=f"{job}_{n}", log=folder / f"slurm-{job}_{n}.log") for n in logs}
 
@@ -72,7 +72,9 @@ class SlurmEngine:
             states = self._states(list(jobs.values()))
         except SafeSynthError as error:
             return {number: Seen(phase="unknown", reason=str(error)) for number in jobs}
-        return {number: _meaning(*states[job]) if job in states else Seen(phase="gone") for number, job in jobs.items()}
+        return {
+            number: meaning_of(*states[job]) if job in states else Seen(phase="gone") for number, job in jobs.items()
+        }
 
     def find(self) -> dict[int, str]:
         """Return the live tasks of this pool's arrays."""
@@ -113,7 +115,7 @@ class SlurmEngine:
     def _queue(self) -> dict[str, tuple[str, str]]:
         """Return state and reason by task, of every array of this pool the controller still knows."""
         asked = ["squeue", "-h", "-r", "-t", "all", f"--name={self.job_name}", "-o", "%i|%T|%r"]
-        rows = [line.strip().split("|", 2) for line in _call(asked).splitlines() if line.count("|") == 2]
+        rows = [line.strip().split("|", 2) for line in call_client(asked).splitlines() if line.count("|") == 2]
         return {job: (state, reason) for job, state, reason in rows}
 
     def _accounting(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -122,7 +124,7 @@ class SlurmEngine:
             return {}
         arrays = sorted({job.partition("_")[0] for job in jobs})
         try:
-            found = _call(["sacct", "-nXPo", "JobID,State", "-j", ",".join(arrays)])
+            found = call_client(["sacct", "-nXPo", "JobID,State", "-j", ",".join(arrays)])
         except SafeSynthError:
             self._has_accounting = False
             return {}
@@ -161,12 +163,13 @@ def _phase(state: str) -> Phase:
     return "failed" if state in _FAILED else "unknown"
 
 
-def _meaning(state: str, reason: str) -> Seen:
+def meaning_of(state: str, reason: str) -> Seen:
+    """Return what a state says about a job."""
     said = state if reason in ("", "None") else f"{state} ({reason})"
     return Seen(phase=_phase(state), reason=said)
 
 
-def _call(command: Sequence[str]) -> str:
+def call_client(command: Sequence[str]) -> str:
     """Return what a SLURM client prints.
 
     Raises:

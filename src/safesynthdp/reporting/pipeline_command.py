@@ -26,6 +26,7 @@ from safesynthdp.progress import duration
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import Engine, LocalEngine, Outcome
 from safesynthdp.reporting.pipeline_jobs import Job, report_job, stage_jobs
+from safesynthdp.reporting.pipeline_slurm import SlurmEngine
 from safesynthdp.runs import MANIFEST
 
 RECORD = "pipeline.json"
@@ -40,7 +41,13 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:
         raise disk_error(root, error) from error
     with _alone(root), _terminable():
-        run_pipeline(config, LocalEngine(log_dir=root / "logs", max_parallel=config.max_parallel))
+        run_pipeline(config, _engine(config, root / "logs"))
+
+
+def _engine(config: PipelineConfig, log_dir: Path) -> Engine:
+    if config.engine == "slurm":
+        return SlurmEngine(log_dir=log_dir, max_parallel=config.max_parallel, slurm=config.slurm)
+    return LocalEngine(log_dir=log_dir, max_parallel=config.max_parallel)
 
 
 def run_pipeline(config: PipelineConfig, engine: Engine) -> None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from safesynthdp.attacks.pool_config import SlurmConfig
 from safesynthdp.errors import ConfigError
 
 OWNED = {
@@ -57,10 +58,12 @@ class PipelineConfig:
     """Draw the public edition too, in report_public."""
     accelerate_config: str | None = None
     """Launch finetune and sample through accelerate with this file (accelerate_configs/multi_gpu.yaml, say)."""
-    engine: Literal["local"] = "local"
-    """Where the jobs run."""
+    engine: Literal["local", "slurm"] = "local"
+    """Where the jobs run: processes of this machine, or a SLURM batch job each."""
     max_parallel: int = 1
     """Jobs at a time; each may take all of a GPU or of the memory."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """What sbatch is told, for engine slurm; every job of the grid asks for the same."""
 
     def __post_init__(self) -> None:
         """Refuse a grid that is none."""

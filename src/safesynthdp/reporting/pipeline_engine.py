@@ -1,17 +1,17 @@
-"""Who runs the jobs of a pipeline: a protocol, and the engine of one machine.
+"""Who runs the jobs of a pipeline: their order, and the engine of one machine.
 
-Here: running them in order, a few at a time, each as a process of its own with a log. Elsewhere: which jobs there are
-(pipeline_jobs.py), what is skipped and what the result means (pipeline_command.py). A cluster engine implements the
-same protocol: ``run`` returns when nothing more can be done, and never raises for a job that failed.
+Here: running them in order, a few at a time, each as a process of its own with a log. Elsewhere: the engine of a
+cluster (pipeline_slurm.py), which jobs there are (pipeline_jobs.py), what is skipped and what the result means
+(pipeline_command.py). ``run`` returns when nothing more can be done, and never raises for a job that failed.
 """
 
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from safesynthdp.privacy.storage import make_private_directory
 from safesynthdp.reporting.pipeline_jobs import Job
@@ -33,67 +33,102 @@ class Outcome:
     """Of its log: the one line of an error."""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Runs jobs so that each starts after those it needs ended well."""
 
+    log_dir: Path
+    max_parallel: int
+    poll_seconds: float = POLL_SECONDS
+
     def run(self, jobs: Sequence[Job], *, on_end: Callable[[Outcome], bool]) -> None:
-        """Run every job that can be run.
+        """Run every job that can be run; if this process is interrupted, ``stop`` and go on raising.
 
         Args:
             jobs: In an order in which each stands after those it needs; needs that are not among them are done.
             on_end: Called once a job, also for one that is never started; returns whether others may build on it.
         """
-        ...
+        make_private_directory(self.log_dir)
+        waiting, well, badly = list(jobs), set[str](), set[str]()
+        ours = {job.key for job in jobs}
+        try:
+            while waiting or self.num_running:
+                for job in [one for one in waiting if badly & set(one.needs)]:
+                    waiting.remove(job)
+                    badly.add(job.key)
+                    on_end(Outcome(key=job.key, code=None, seconds=0.0, last_line=BLOCKED))
+                ready = [one for one in waiting if all(need in well or need not in ours for need in one.needs)]
+                for job in ready[: self.max_parallel - self.num_running]:
+                    waiting.remove(job)
+                    self.start(job)
+                for outcome in self.ended():
+                    (well if on_end(outcome) else badly).add(outcome.key)
+                time.sleep(self.poll_seconds)
+        finally:
+            self.stop()
+
+    @property
+    @abstractmethod
+    def num_running(self) -> int:
+        """How many jobs were started and have not ended."""
+
+    @abstractmethod
+    def start(self, job: Job) -> None:
+        """Start a job."""
+
+    @abstractmethod
+    def ended(self) -> list[Outcome]:
+        """Return the jobs that ended since it was last asked."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Leave nothing behind that nobody would look after; called in the end, whatever happened."""
+
+    def log_of(self, key: str) -> Path:
+        """Return where a job's output goes."""
+        return self.log_dir / f"{key.replace('/', '.')}.log"
+
+    def last_line(self, key: str) -> str:
+        """Return the last line of a job's log: the one line of an error."""
+        path = self.log_of(key)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = [line for line in text.splitlines() if line]
+        return lines[-1][-LAST_CHARACTERS:] if lines else ""
 
 
 @dataclass(kw_only=True)
-class LocalEngine:
+class LocalEngine(Engine):
     """Processes of this machine, at most ``max_parallel`` at a time; a log each in ``log_dir``, for the owner alone."""
 
     log_dir: Path
     max_parallel: int = 1
     _running: dict[str, tuple[Job, "subprocess.Popen[bytes]", float]] = field(default_factory=dict, repr=False)
 
-    def run(self, jobs: Sequence[Job], *, on_end: Callable[[Outcome], bool]) -> None:
-        """Run them; if this process is interrupted its jobs are told to save, waited for, and it goes on raising."""
-        make_private_directory(self.log_dir)
-        waiting, well, badly = list(jobs), set[str](), set[str]()
-        ours = {job.key for job in jobs}
-        try:
-            while waiting or self._running:
-                for job in [one for one in waiting if badly & set(one.needs)]:
-                    waiting.remove(job)
-                    badly.add(job.key)
-                    on_end(Outcome(key=job.key, code=None, seconds=0.0, last_line=BLOCKED))
-                ready = [one for one in waiting if all(need in well or need not in ours for need in one.needs)]
-                for job in ready[: self.max_parallel - len(self._running)]:
-                    waiting.remove(job)
-                    self._start(job)
-                for outcome in self._ended():
-                    (well if on_end(outcome) else badly).add(outcome.key)
-                time.sleep(POLL_SECONDS)
-        finally:
-            self._stop()
+    @property
+    def num_running(self) -> int:
+        """See Engine."""
+        return len(self._running)
 
-    def _start(self, job: Job) -> None:
-        path = self._log(job.key)
+    def start(self, job: Job) -> None:
+        """See Engine."""
+        path = self.log_of(job.key)
         path.touch(mode=0o600)
         with path.open("ab") as log:
             process = subprocess.Popen(command(job), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         self._running[job.key] = (job, process, time.monotonic())
 
-    def _ended(self) -> list[Outcome]:
+    def ended(self) -> list[Outcome]:
+        """See Engine."""
         done = [
             (key, process, began) for key, (_, process, began) in self._running.items() if process.poll() is not None
         ]
         for key, _, _ in done:
             del self._running[key]
         return [
-            Outcome(key=key, code=process.returncode, seconds=time.monotonic() - began, last_line=self._last(key))
+            Outcome(key=key, code=process.returncode, seconds=time.monotonic() - began, last_line=self.last_line(key))
             for key, process, began in done
         ]
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Ask what still runs to save and end; SIGTERM is what a cluster sends too."""
         for _, process, _ in self._running.values():
             process.terminate()
@@ -105,13 +140,6 @@ class LocalEngine:
                 process.kill()
                 process.wait()
         self._running.clear()
-
-    def _log(self, key: str) -> Path:
-        return self.log_dir / f"{key.replace('/', '.')}.log"
-
-    def _last(self, key: str) -> str:
-        lines = [line for line in self._log(key).read_text(encoding="utf-8", errors="replace").splitlines() if line]
-        return lines[-1][-LAST_CHARACTERS:] if lines else ""
 
 
 def command(job: Job) -> list[str]:

@@ -1,0 +1,92 @@
+"""A pipeline's jobs on a real SLURM: how they end, and that a pipeline that was killed finds them again."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from safesynthdp.attacks.pool_config import SlurmConfig
+from safesynthdp.reporting.pipeline_engine import BLOCKED, Outcome
+from safesynthdp.reporting.pipeline_jobs import Job
+from safesynthdp.reporting.pipeline_slurm import SlurmEngine
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+PRICE = ("account", "histogram", "--mechanism=laplace", "--scale=2", "--adjacency=add_remove", "--delta=1e-5")
+
+
+@pytest.fixture
+def client(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for key, value in cluster.items():
+        monkeypatch.setenv(key, value)
+    return cluster
+
+
+def engine(folder: Path, *setup: str) -> SlurmEngine:
+    slurm = SlurmConfig(setup=list(setup), query_seconds=0.5, cpus_per_task=1)
+    return SlurmEngine(log_dir=folder / "logs", max_parallel=2, slurm=slurm, poll_seconds=0.2, grace=5.0)
+
+
+def job(key: str, *words: str, needs: tuple[str, ...] = ()) -> Job:
+    return Job(key=key, words=words or PRICE, output_dir=Path("unused"), needs=needs)
+
+
+def run(at: SlurmEngine, *jobs: Job) -> dict[str, Outcome]:
+    found = dict[str, Outcome]()
+
+    def on_end(outcome: Outcome) -> bool:
+        found[outcome.key] = outcome
+        return outcome.code == 0
+
+    at.run(jobs, on_end=on_end)
+    return found
+
+
+def submitted(cluster: dict[str, str]) -> int:
+    asked = ["squeue", "-h", "-t", "all", "-o", "%i"]
+    return len(subprocess.run(asked, env=cluster, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_jobs_end_as_their_command_did_and_what_needs_a_failed_one_is_not_started(
+    client: dict[str, str], tmp_path: Path
+) -> None:
+    before = submitted(client)
+    found = run(
+        engine(tmp_path),
+        job("grid/price"),
+        job("grid/after", needs=("grid/price",)),
+        job("grid/wrong", "account", "dpsgd"),
+        job("grid/blocked", needs=("grid/wrong",)),
+    )
+    assert {key: outcome.code for key, outcome in found.items()} == {
+        "grid/price": 0,
+        "grid/after": 0,
+        "grid/wrong": 2,
+        "grid/blocked": None,
+    }
+    assert found["grid/wrong"].last_line.startswith("error: ")
+    assert found["grid/blocked"].last_line == BLOCKED
+    assert submitted(client) == before + 3
+
+
+def test_a_pipeline_that_was_killed_finds_its_job_and_starts_it_once(client: dict[str, str], tmp_path: Path) -> None:
+    before = submitted(client)
+    first = engine(tmp_path, "sleep 5")
+    (tmp_path / "logs").mkdir()
+    first.start(job("slow"))
+    first.stop()
+    assert run(engine(tmp_path, "sleep 5"), job("slow"))["slow"].code == 0
+    assert submitted(client) == before + 1
+
+
+def test_a_cancelled_job_is_a_failure_with_its_state_and_no_endless_wait(
+    client: dict[str, str], tmp_path: Path
+) -> None:
+    at = engine(tmp_path, "sleep 100")
+    (tmp_path / "logs").mkdir()
+    at.start(job("slow"))
+    name = next((tmp_path / "logs").glob("*.sbatch")).stem
+    subprocess.run(["scancel", f"--name={name}"], env=client, check=True, timeout=30)
+    while not (ended := at.ended()):
+        time.sleep(0.2)
+    assert (ended[0].code, "CANCELLED" in ended[0].last_line) == (1, True)
