@@ -99,7 +99,7 @@ def start(recipe: Path) -> Iterator[Start]:
 def end() -> End:
     """Return what waits for processes and tells how each ended."""
 
-    def wait(processes: list[subprocess.Popen[str]], *, seconds: float = 100) -> list[Ended]:
+    def wait(processes: list[subprocess.Popen[str]], *, seconds: float = 110) -> list[Ended]:
         written = [process.communicate(timeout=seconds) for process in processes]
         return [Ended(process.returncode, *said) for process, said in zip(processes, written, strict=True)]
 

@@ -17,6 +17,7 @@ from safesynthdp.errors import ConfigError
 from safesynthdp.training import launching
 from safesynthdp.training.sharding import deal
 
+pytestmark = pytest.mark.timeout(300)  # four processes at once, on machines that do other things too
 SIZES = (1, 2, 3, 4)
 FULL_CASES = [f"{tie}, torch.float{bits}" for tie in ("untied", "tied") for bits in (32, 64)]
 STD = 0.5 * 1.25  # clip times noise multiplier, as in ranks_worker.py
@@ -43,7 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         for rank in range(4)
     ]
     try:
-        errors = [process.communicate(timeout=100)[1] for process in processes]
+        errors = [process.communicate(timeout=250)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
