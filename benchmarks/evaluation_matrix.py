@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without_reference_model", action="store_true", help="half the time, no bits per byte")
     arguments = parser.parse_args()
-    began = time.monotonic()
+    began, commit = time.monotonic(), _commit()
     reference = None if arguments.without_reference_model else "auto"
     facts = run(level=arguments.level, seed=arguments.seed, reference_model=reference)
     seconds = time.monotonic() - began
@@ -39,7 +39,7 @@ def main() -> None:
         f"{facts['size']} records a side, {facts['text']}, encoder {facts['encoder']}, reference model "
         f"{facts['reference_lm'] or 'none'}, {facts['buckets']} buckets, seed {arguments.seed}; "
         f"{'passed' if facts['passed'] else 'FAILED: ' + ', '.join(facts['failed'])}; {seconds / 60:.0f} minutes on "
-        f"{os.cpu_count()} shared {platform.machine()} cores, {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}.",
+        f"{os.cpu_count()} shared {platform.machine()} cores, {datetime.now(UTC):%Y-%m-%d}, commit {commit}.",
     ]
     print("\n".join(lines))
     if arguments.level == "full":
