@@ -36,6 +36,7 @@ def test_a_good_file_passes_and_may_hold_a_verdict() -> None:
         ({"low": 0.9}, "upside down"),
         ({"direction": "up"}, "no direction"),
         ({"reads": []}, "does not say what it reads"),
+        ({"reads": ["members"]}, "reads what is no input"),
         ({"reads": ["real"], "publishable": True}, "reads training records"),
         ({"publishable": True}, "would publish the holdout"),
         ({"ceiling": None}, "no ceiling"),
@@ -45,6 +46,10 @@ def test_a_good_file_passes_and_may_hold_a_verdict() -> None:
 def test_a_row_that_breaks_a_rule_is_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(SafeSynthError, match=problem):
         check_metrics(content(to_mapping(GOOD) | change))
+
+
+def test_text_of_the_untuned_model_reads_no_input() -> None:
+    check_metrics(content(to_mapping(GOOD) | {"reads": [], "train_on": "base_model"}))
 
 
 def test_a_public_holdout_may_be_published() -> None:

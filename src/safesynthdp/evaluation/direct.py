@@ -5,7 +5,8 @@ the rows (utility.py). It is an access to the training records T outside every l
 publishing it would compose with the run. Its noise is seeded, so that an evaluation can be repeated; a classifier that
 is to be given away has to be trained again with secret keys.
 
-The label set is that of the holdout: a record of T with another label adds nothing.
+The label set is that of the holdout: a record of T with another label adds nothing. The number of units is taken as
+public, as in the run: it sets the sample rate of the regression.
 """
 
 from collections.abc import Callable, Sequence

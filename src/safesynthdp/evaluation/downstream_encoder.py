@@ -84,7 +84,7 @@ def _fit(model: MeanClassifier, tokenizer: Any, texts: Sequence[str], truth_N: T
     model.train()
     for _ in range(NUM_EPOCHS):
         for chosen in torch.split(torch.randperm(len(texts)), BATCH):
-            scores_BK = model(**_tokens(tokenizer, [texts[i] for i in chosen.tolist()], device))
+            scores_BK = model(**_tokens(tokenizer, [texts[int(i)] for i in chosen.tolist()], device))
             optimizer.zero_grad()
             functional.cross_entropy(scores_BK, truth_N[chosen].to(device)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -68,7 +68,7 @@ def measure_lengths(
     caps = (MAX_FLAGGED, MAX_REFERENCE, MAX_REFERENCE)
     chosen = [draw_flagged(found.is_flagged, at_most=cap) for found, cap in zip(probes, caps, strict=True)]
     ends = np.cumsum([len(indices) for indices in chosen])
-    texts = [found.texts[i] for found, indices in zip(probes, chosen, strict=True) for i in indices]
+    texts = [found.texts[int(i)] for found, indices in zip(probes, chosen, strict=True) for i in indices]
     controlled = list(texts)
     controlled[ends[0] : ends[1]] = [""] * len(chosen[1])  # H in the place of S is never compared with itself
     with_real, with_holdout = find_shared(texts, corpora.real.texts), find_shared(controlled, corpora.holdout.texts)
@@ -82,7 +82,7 @@ def measure_lengths(
                 weight=flagged / max(len(runs), 1) / max(len(part.texts), 1),
             )
         )  # fmt: skip
-    synthetic = [probes[0].texts[i] for i in chosen[0]]
+    synthetic = [probes[0].texts[int(i)] for i in chosen[0]]
     rows = _rows(found[0], found[1], found[2], synthetic, len(probes[0].texts))
     return Lengths(rows=rows, worst=_worst(corpora, chosen[0].tolist(), with_real[: ends[0]], num_worst))
 

@@ -78,10 +78,10 @@ def shares_in_train(to_train_PQ: Similarities, to_holdout_PH: Similarities) -> F
 
 def _compare_with(embed: Embed | None, synthetic: Sequence[str]) -> Any:
     """Return a function from two lists of texts to their cosines."""
-    vectors = _tfidf_of(synthetic) if embed is None else embed
+    vectors: Any = _tfidf_of(synthetic) if embed is None else embed
 
     def compare(first: Sequence[str], second: Sequence[str]) -> Similarities:
-        product = vectors(first) @ vectors(second).T
+        product: Any = vectors(first) @ vectors(second).T
         return np.asarray(product.toarray() if hasattr(product, "toarray") else product, dtype=np.float32)
 
     return compare
@@ -91,9 +91,8 @@ def _tfidf_of(synthetic: Sequence[str]) -> Any:
     """Return a function from texts to sparse vectors of length 1, hashed, with the idf of the synthetic texts."""
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    hashing = HashingVectorizer(
-        n_features=NUM_FEATURES, alternate_sign=False, norm=None, token_pattern=r"\w+", ngram_range=(1, 2)
-    )
+    options: dict[str, Any] = {"n_features": NUM_FEATURES, "alternate_sign": False, "norm": None}
+    hashing: Any = HashingVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), **options)
 
     def counts(texts: Sequence[str]) -> Any:
         return hashing.transform([text[:MAX_CHARACTERS] for text in texts]).astype(np.float32)

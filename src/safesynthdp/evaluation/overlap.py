@@ -18,7 +18,7 @@ from safesynthdp.records import canonical_text
 
 NGRAM_WORDS = 13
 RUN_CHARACTERS = 50
-_BLOCK = 4_000_000
+_BLOCK = 8_000_000
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _FOLD = np.uint64(0xD6E8FEB86659FD93)
