@@ -160,14 +160,14 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock", f
     warnings = find_suspicions(inputs, label_column=config.label_column)
     if corpora.baseline is None:
         warnings.append(f"baseline: {NO_BASELINE}; the epsilon = 0 row is empty")
-    why_not = _no_utility(corpora, config.label_column)
+    why_not, embedder = _no_utility(corpora, config.label_column), _embedder(config)
     rows, sizes, settings = list[Row](), dict[str, int](), _settings(config)
     if why_not is None:
         families = parse_families(config.downstream)
         promise = _promise(config, inputs)
         utility = measure_utility(
             corpora, families=families, seeds=config.seeds, progress=lambda what: clock.lap("utility", what),
-            settings=_limits(config), promise=promise,
+            settings=_limits(config, embedder), promise=promise,
         )  # fmt: skip
         settings["dp_direct"] = promise if isinstance(promise, str) else promise.facts()
         rows, sizes = utility.rows, utility.train_sizes
@@ -179,7 +179,7 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock", f
     warnings += alike.warnings
     memorised = measure_memorisation(
         corpora, progress=lambda what: clock.lap("memorisation", what), max_records=config.max_records,
-        num_worst=config.worst_cases,
+        num_worst=config.worst_cases, embed=embedder,
     )  # fmt: skip
     if memorised.worst:
         lines = "".join(f"{json.dumps(case, ensure_ascii=False)}\n" for case in memorised.worst)
@@ -201,9 +201,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Input], clock: "Clock", f
     }
 
 
-def _limits(config: EvaluateConfig) -> Settings:
+def _limits(config: EvaluateConfig, embed: "Embed | None") -> Settings:
     return Settings(
-        embed=_embedder(config),
+        embed=embed,
         encoder=config.downstream_encoder,
         max_train_records=config.max_train_records,
         max_records=config.max_records,
@@ -211,12 +211,10 @@ def _limits(config: EvaluateConfig) -> Settings:
 
 
 def _embedder(config: EvaluateConfig) -> "Embed | None":
-    """Return what the family emb sees texts with; without an encoder it has a stand-in of its own."""
+    """Return what the family emb and the nearest record see texts with; without an encoder each has a stand-in."""
     from safesynthdp.evaluation.embeddings import embed
     from safesynthdp.evaluation.encoders import choose_encoder
 
-    if "emb" not in parse_families(config.downstream):
-        return None
     encoder = choose_encoder(config.embedding_model, fast=config.fast)
     return None if encoder.kind == "tfidf" else partial(embed, encoder=encoder)
 
