@@ -95,7 +95,8 @@ def test_a_matrix_with_a_blind_rule_or_a_false_alarm_fails(world: World, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_matrix_of_made_up_text_passes(seed: int) -> None:
     facts: dict[str, Any] = run(level="quick", seed=seed)
     assert facts["failed"] == []

@@ -29,7 +29,8 @@ def token_lists(texts: Sequence[str], *, seed: int, max_tokens: int = MAX_TOKENS
     Texts without words give empty lists; the last text that fits only in part is cut.
     """
     found, left = list[list[str]](), max_tokens
-    for index in np.random.default_rng([_SALT, seed]).permutation(len(texts)).tolist():
+    order: list[int] = np.random.default_rng([_SALT, seed]).permutation(len(texts)).tolist()
+    for index in order:
         words = canonical_text(texts[index]).split()[:left]
         found.append(words)
         left -= len(words)
