@@ -171,7 +171,7 @@ def test_a_shard_of_another_plan_is_stale_and_left_alone(pool: Pool, work: Work,
 def test_weights_that_cannot_be_deleted_are_an_error_and_nothing_is_published(
     pool: Pool, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("safesynthdp.attacks.shard.shutil.rmtree", lambda *_, **__: None)
     with pytest.raises(Exception, match="weights of shadow models must not stay"):
         run_shard(pool.shards[0], pool)
     assert pool.state_of(pool.shards[0]) == "missing"
