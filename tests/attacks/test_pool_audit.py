@@ -333,6 +333,18 @@ def test_a_pool_goes_from_signals_to_rows_in_one_call() -> None:
         audit_pool(signals.unify_dictionaries(), bits, claims={}, texts={"r0": "a b"})
 
 
+def test_attacks_left_out_are_named_and_too_few_pairs_are_an_error() -> None:
+    bits = made_up_bits(60, models=6)
+    signals, texts = made_up_signals(bits, leak=1.0), {i: f"text {i}" for i in record_ids(60)}
+    _, rows = audit_pool(signals, bits, claims={}, texts=texts)
+    assert any("zlib, ref, rmia_calibrated" in note for note in row_of(rows, "pooled")["notes"])
+    without = signals.filter(pa.array(np.asarray(signals["model_id"].to_pylist()) != 2))
+    with pytest.raises(DataError, match="attack=lira: 2 usable pairs"):
+        audit_pool(without, bits, claims={}, texts=texts)
+    _, rows = audit_pool(without, bits, claims={}, texts=texts, attacks=["loss"])
+    assert {row["attack"] for row in rows} == {"loss", "baseline"}
+
+
 def test_the_curve_of_an_attack_has_the_rates_of_the_tables_and_starts_at_its_floor() -> None:
     found = roc_points(np.array([3.0, 2.0, 2.0, 0.0]), np.array([2.0, 1.0, 0.0, 0.0]))
     assert found == {"fpr": [LOWEST_FPR, 0.25, 0.5, 1.0], "tpr": [0.25, 0.75, 0.75, 1.0]}

@@ -215,6 +215,13 @@ def test_ids_that_do_not_fit_are_named() -> None:
         score(pa.concat_tables([SIGNALS, SIGNALS.slice(0, 1)]), BITS)
 
 
+def test_rows_of_a_model_that_is_not_in_the_pool_and_empty_ids_are_refused() -> None:
+    with pytest.raises(DataError, match="models 9 are not in the assignment"):
+        score(changed(SIGNALS, 0, "model_id", 9), BITS)
+    with pytest.raises(DataError, match="1 cells of an id or a name are empty"):
+        score(changed(SIGNALS, 0, "record_id", None), BITS)
+
+
 def test_a_missing_model_costs_its_pair_and_fewer_than_three_pairs_are_refused() -> None:
     def without(*models: int) -> pa.Table:
         return SIGNALS.filter(pa.array(~np.isin(column(SIGNALS, "model_id"), models)))

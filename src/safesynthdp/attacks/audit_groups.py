@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from safesynthdp.attacks.metrics import Scores
+from safesynthdp.attacks.pool_signals import coded
 from safesynthdp.attacks.signals import named
 from safesynthdp.errors import DataError
 
@@ -57,6 +58,7 @@ class Population:
     """Kind, unit and half of each record."""
 
     def __init__(self, record_ids: Sequence[str], records: pa.Table | None, *, unit: str) -> None:
+        self.record_ids = record_ids
         kinds = dict.fromkeys(record_ids, Kind(name=NATURAL, group_size=1))
         units = {record_id: record_id for record_id in record_ids}
         if records is not None:
@@ -84,53 +86,57 @@ def groups(scores: pa.Table, records: pa.Table | None, *, units: Mapping[str, st
     missing = [name for name in COLUMNS if name not in scores.column_names]
     if missing:
         raise DataError(f"scores: no column {', '.join(missing)}; write the table with attack score")
-    coded = {name: _coded(scores[name]) for name in ("target_id", "record_id", "channel", "attack")}
-    words = {name: [str(word) for word in column.dictionary.to_pylist()] for name, column in coded.items()}
-    places = {name: column.indices.to_numpy(zero_copy_only=False) for name, column in coded.items()}
-    values = np.asarray(scores["score"].to_numpy(), dtype=np.float64)
-    is_member = np.asarray(scores["member"].to_numpy(zero_copy_only=False), dtype=np.bool_)
-    references = np.asarray(scores["k_in"].to_numpy(), dtype=np.int64) + scores["k_out"].to_numpy()
-    _refuse(
-        [words["record_id"][i] for i in places["record_id"][~np.isfinite(values)]], "a score that is NaN or infinite"
-    )
+    found_in = {name: coded(scores[name], table="scores") for name in ("record_id", "channel", "attack")}
+    words = {name: [str(word) for word in column.dictionary.to_pylist()] for name, column in found_in.items()}
+    places = {name: column.indices.to_numpy(zero_copy_only=False) for name, column in found_in.items()}
     populations = {u: Population(words["record_id"], records, unit=u) for u in sorted({"record", *units.values()})}
-    code = places["channel"].astype(np.int64) * len(words["attack"]) + places["attack"]
-    for found in dict.fromkeys(code.tolist()):
-        channel, attack = (
-            words["channel"][found // len(words["attack"])],
-            words["attack"][found % len(words["attack"])],
+    code = places["channel"].astype(np.int16) * len(words["attack"]) + places["attack"]
+    for found in dict.fromkeys(code[np.sort(np.unique(code, return_index=True)[1])].tolist()):
+        channel, attack = words["channel"][found // len(words["attack"])], words["attack"][found % len(words["attack"])]
+        here = code == found
+        part = scores.select(["target_id", "score", "member", "k_in", "k_out"]).filter(pa.array(here))
+        yield from _of_attack(
+            channel, attack, part, places["record_id"][here], populations[units.get(channel, "record")]
         )
-        population = populations[units.get(channel, "record")]
-        rows = np.flatnonzero(code == found)
-        for number, kind in enumerate(population.kinds):
-            chosen = rows[population.kind_of[places["record_id"][rows]] == number]
-            targets = dict.fromkeys(places["target_id"][chosen].tolist())
-            split = [chosen[places["target_id"][chosen] == target] for target in targets]
-            sides = [
-                _side(
-                    words["target_id"][target],
-                    places["record_id"][r],
-                    values[r],
-                    is_member[r],
-                    references[r],
-                    population,
-                )
-                for target, r in zip(targets, split, strict=True)
-            ]
-            if sides:
-                yield Group(channel=channel, attack=attack, kind=kind, sides=sides)
+
+
+def _of_attack(
+    channel: str, attack: str, part: pa.Table, record_of: NDArray[np.int32], population: Population
+) -> Iterator[Group]:
+    """Yield the groups of one attack: its rows by kind of record, and these by target."""
+    targets_of = coded(part["target_id"], table="scores")
+    names, target_of = (
+        [str(name) for name in targets_of.dictionary.to_pylist()],
+        targets_of.indices.to_numpy(zero_copy_only=False),
+    )
+    values = np.asarray(part["score"].to_numpy(), dtype=np.float64)
+    is_member = np.asarray(part["member"].to_numpy(zero_copy_only=False), dtype=np.bool_)
+    references = np.asarray(part["k_in"].to_numpy(), dtype=np.int64) + part["k_out"].to_numpy()
+    broken = [population.record_ids[int(record)] for record in record_of[~np.isfinite(values)]]
+    _refuse(broken, "a score that is NaN or infinite")
+    for number, kind in enumerate(population.kinds):
+        is_chosen = population.kind_of[record_of] == number
+        targets = dict.fromkeys(target_of[is_chosen].tolist())
+        split = [np.flatnonzero(is_chosen & (target_of == target)) for target in targets]
+        sides = [
+            _side(names[target], record_of[r], values[r], is_member[r], references[r], population)
+            for target, r in zip(targets, split, strict=True)
+        ]
+        if sides:
+            yield Group(channel=channel, attack=attack, kind=kind, sides=sides)
 
 
 def _side(
     target_id: str,
-    records: NDArray[np.int64],
+    records: NDArray[np.int32],
     scores: Scores,
     is_member: Bools,
     references: NDArray[np.int64],
     population: Population,
 ) -> Side:
-    if len(np.unique(records)) < len(records):
-        raise DataError(f"scores: {len(records) - len(np.unique(records))} records stand twice for target {target_id}")
+    twice = int((np.bincount(records) > 1).sum())
+    if twice:
+        raise DataError(f"scores: {twice} records stand twice for target {target_id}")
     units, unit_of = np.unique(population.unit_of[records], return_inverse=True)
     sums = np.bincount(unit_of, weights=scores, minlength=len(units))
     inside = np.bincount(unit_of, weights=is_member, minlength=len(units))
@@ -167,12 +173,3 @@ def _half(unit_id: str) -> bool:
 def _refuse(ids: Sequence[str], what: str) -> None:
     if ids:
         raise DataError(f"scores: {len(ids)} have {what} ({named(list(ids))}); nothing is dropped, repair them")
-
-
-def _coded(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    found = column.unify_dictionaries().combine_chunks()
-    if found.null_count:
-        raise DataError("scores: an id, channel or attack is empty; write the table with attack score")
-    return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found

@@ -31,9 +31,9 @@ from safesynthdp.attacks.bounds import (
 )
 from safesynthdp.attacks.claimed_curve import ClaimTest, ErrorCounts, check_claim, count_errors
 from safesynthdp.attacks.claims import AUDITABLE_ADJACENCY, Claim
-from safesynthdp.attacks.guesses import Guesses, guess
+from safesynthdp.attacks.guesses import guess
 from safesynthdp.attacks.matching import match_test
-from safesynthdp.attacks.metrics import REPORTED_FPR, auc, delong_interval, tpr_table
+from safesynthdp.attacks.metrics import REPORTED_FPR, Measured, measure
 from safesynthdp.errors import DataError
 
 POOLED = "pooled"
@@ -63,22 +63,22 @@ class Test:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What one target's guesses prove, and the counts they rest on."""
+    """What was measured on one target, what its guesses prove, and the counts they rest on."""
 
-    bound: Bound | None
+    measured: Measured
+    bound: Bound | None = None
     """None where the coins cannot have been fair."""
-    p_value: float | None
-    curve: ClaimTest | None
-    counts: ErrorCounts | None
-    unfair: str | None
-    guesses: Guesses | None
+    p_value: float | None = None
+    curve: ClaimTest | None = None
+    counts: ErrorCounts | None = None
+    unfair: str | None = None
 
 
 def target_row(group: Group, side: Side, proof: Proof, test: Test, *, is_rotating: bool) -> Row:
     """Return the row of one target; a rotating one has its bound at alpha / 2 and leaves the verdict to the pool."""
     alpha = test.alpha / 2 if is_rotating else test.alpha
     notes = [*_notes(group, test), *([proof.unfair] if proof.unfair else [])]
-    row = _measured(group, [side], test, alpha=alpha) | _proved(proof, alpha)
+    row = _measured(group, [side], [proof], test, alpha=alpha) | _proved(proof, alpha)
     if not is_rotating:
         row["verdict"] = _verdict(group, test, [proof])
         notes += _why_none(group, test) if row["verdict"] is None else []
@@ -89,37 +89,36 @@ def target_row(group: Group, side: Side, proof: Proof, test: Test, *, is_rotatin
 
 def pooled_row(group: Group, sides: Sequence[Side], proofs: Sequence[Proof], test: Test) -> Row:
     """Return the row of all rotating targets: medians of bounds at alpha / 2, twice the median of p-values."""
-    row = _measured(group, sides, test, alpha=test.alpha) | _medians(proofs, test.alpha)
+    row = _measured(group, sides, proofs, test, alpha=test.alpha) | _medians(proofs, test.alpha)
     row["verdict"] = _verdict(group, test, proofs)
     notes = [*_notes(group, test), "median over rotating targets, each bound at alpha / 2; their counts are not added"]
     notes += _why_none(group, test) if row["verdict"] is None else []
-    return row | {"target_id": POOLED, "auc_interval": _pair_interval(sides, alpha=test.alpha), "notes": notes}
+    return row | {"target_id": POOLED, "auc_interval": _pair_interval(sides, proofs, alpha=test.alpha), "notes": notes}
 
 
 def prove(group: Group, side: Side, test: Test, *, alpha: float) -> Proof:
     """Return the one-run bound and the curve test of one target, each at ``alpha``."""
+    if side.is_member.all() or not side.is_member.any():
+        raise DataError(
+            f"attack={group.attack}: target {side.target_id} has members or non-members only; an audit needs both"
+        )
+    measured = measure(side.scores[side.is_member], side.scores[~side.is_member], alpha=alpha)
     heads, tosses = int(side.is_member.sum()), side.is_member.size
     fairness = fair_coin_p_value(heads=heads, tosses=tosses)
     if fairness < UNFAIR:
         said = f"no bound: {heads} members of {tosses} cannot come from fair coins (two-sided p = {fairness:.1e})"
-        return Proof(bound=None, p_value=None, curve=None, counts=None, unfair=said, guesses=None)
+        return Proof(measured=measured, unfair=said)
     if group.attack == MATCH_ATTACK:
         found = match_test(side.scores > 0, side.is_member)
-        return Proof(bound=None, p_value=found.p_value, curve=None, counts=None, unfair=None, guesses=None)
+        return Proof(measured=measured, p_value=found.p_value)
     promised = None if test.claim is None else test.claim.of_group(group.kind.group_size)
     epsilon, delta = promised or (0.0, _delta(test.claim))
     guesses = guess(side.scores, side.is_member, tie_keys=side.unit_ids, side="top" if test.side == "top" else "both")
     bound = epsilon_one_run(**asdict(guesses), delta=delta, alpha=alpha)
     p_value = one_run_p_value(**asdict(guesses), epsilon=epsilon, delta=delta)
     counts = _counts(side)
-    return Proof(
-        bound=bound,
-        p_value=p_value,
-        curve=_curve(group, test, counts, alpha),
-        counts=counts,
-        unfair=None,
-        guesses=guesses,
-    )
+    curve = _curve(group, test, counts, alpha)
+    return Proof(measured=measured, bound=bound, p_value=p_value, curve=curve, counts=counts)
 
 
 def baseline_row(group: Group, side: Side, *, alpha: float, benchmark_valid: bool | None, notes: Sequence[str]) -> Row:
@@ -134,29 +133,26 @@ def baseline_row(group: Group, side: Side, *, alpha: float, benchmark_valid: boo
         notes=tuple(notes),
         has_verdict=False,
     )
-    row = _measured(group, [side], test, alpha=alpha)
-    nothing = Proof(bound=None, p_value=None, curve=None, counts=None, unfair=None, guesses=None)
-    proved = _proved(nothing, alpha) | {"delta": None}
-    return row | proved | {"target_id": side.target_id, "method": "text baseline", "notes": list(notes)}
+    measured = measure(side.scores[side.is_member], side.scores[~side.is_member], alpha=alpha)
+    row = _measured(group, [side], [Proof(measured=measured)], test, alpha=alpha)
+    return row | {"delta": None, "target_id": side.target_id, "method": "text baseline", "notes": list(notes)}
 
 
-def _measured(group: Group, sides: Sequence[Side], test: Test, *, alpha: float) -> Row:
+def _measured(group: Group, sides: Sequence[Side], proofs: Sequence[Proof], test: Test, *, alpha: float) -> Row:
     """Return what needs no claim: counts, AUC, rates; of several targets the mean, and the sum of the counts."""
-    split = [(side.scores[side.is_member], side.scores[~side.is_member]) for side in sides]
-    if any(not inside.size or not outside.size for inside, outside in split):
-        raise DataError(f"attack={group.attack}: a target has members or non-members only; an audit needs both")
-    rates = [tpr_table(*both) for both in split]
+    measured = [proof.measured for proof in proofs]
+    num_members = [int(side.is_member.sum()) for side in sides]
     claim = test.claim
     promised = None if claim is None else claim.of_group(group.kind.group_size)
     return {
         "target_id": "",
         "channel": group.channel,
         "attack": group.attack,
-        "num_members": sum(inside.size for inside, _ in split),
-        "num_nonmembers": sum(outside.size for _, outside in split),
-        "auc": fmean(auc(*both) for both in split),
-        "auc_interval": list(delong_interval(*split[0], alpha=alpha)) if len(split) == 1 else None,
-        "tpr_at_fpr": {fpr: _mean_or_none([rate[fpr] for rate in rates]) for fpr in REPORTED_FPR},
+        "num_members": sum(num_members),
+        "num_nonmembers": sum(side.is_member.size for side in sides) - sum(num_members),
+        "auc": fmean(one.auc for one in measured),
+        "auc_interval": list(measured[0].auc_interval) if len(measured) == 1 else None,
+        "tpr_at_fpr": {fpr: _mean_or_none([one.tpr_at_fpr[fpr] for one in measured]) for fpr in REPORTED_FPR},
         "epsilon_lower_bound": None,
         "epsilon_attainable": None,
         "epsilon_claimed": None if promised is None else promised[0],
@@ -299,9 +295,9 @@ def _estimates(counts: ErrorCounts, delta: float, alpha: float) -> Row:
     }
 
 
-def _pair_interval(sides: Sequence[Side], *, alpha: float) -> list[float] | None:
+def _pair_interval(sides: Sequence[Side], proofs: Sequence[Proof], *, alpha: float) -> list[float] | None:
     """Return the t-interval over pair means; None with fewer than two pairs of which both models are targets."""
-    found = {side.target_id: auc(side.scores[side.is_member], side.scores[~side.is_member]) for side in sides}
+    found = {side.target_id: proof.measured.auc for side, proof in zip(sides, proofs, strict=True)}
     pairs = sorted({int(name) // 2 for name in found})
     means = [
         (found[str(2 * pair)] + found[str(2 * pair + 1)]) / 2

@@ -6,6 +6,7 @@ end. Convention: a higher score is more member-like. numpy and scipy.special onl
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,16 @@ Scores = NDArray[np.float64]
 REPORTED_FPR = ("0.1", "0.01", "0.001")
 MIN_NONMEMBERS = {"0.001": 5000}
 """Below this many non-members the rate would rest on a handful of false positives, so it is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How well one attack tells the two sides apart."""
+
+    auc: float
+    auc_interval: tuple[float, float]
+    tpr_at_fpr: dict[str, float | None]
+    """By reported false-positive rate; None with too few non-members."""
 
 
 def auc(members: Scores, nonmembers: Scores) -> float:
@@ -36,14 +47,34 @@ def delong_interval(members: Scores, nonmembers: Scores, *, alpha: float) -> tup
     interval is [0, 1].
     """
     _check(members, nonmembers)
-    if min(members.size, nonmembers.size) < 2:
+    return _interval(_placements(members, nonmembers), 1.0 - _placements(nonmembers, members), alpha=alpha)
+
+
+def _interval(of_members: Scores, of_nonmembers: Scores, *, alpha: float) -> tuple[float, float]:
+    """Return DeLong's interval from the placements of each side among the other."""
+    if min(of_members.size, of_nonmembers.size) < 2:
         return 0.0, 1.0
-    of_members = _placements(members, nonmembers)
-    of_nonmembers = 1.0 - _placements(nonmembers, members)
-    variance = of_members.var(ddof=1) / members.size + of_nonmembers.var(ddof=1) / nonmembers.size
+    variance = of_members.var(ddof=1) / of_members.size + of_nonmembers.var(ddof=1) / of_nonmembers.size
     half = float(ndtri(1 - alpha / 2)) * math.sqrt(variance)
     middle = float(of_members.mean())
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def measure(members: Scores, nonmembers: Scores, *, alpha: float) -> "Measured":
+    """Return AUC, its interval and the reported rates at once: each side is sorted once.
+
+    Raises:
+        DataError: If a side is empty or holds a score that is not finite.
+    """
+    _check(members, nonmembers)
+    members, nonmembers = np.sort(members), np.sort(nonmembers)
+    rates = {
+        fpr: _rate(members, nonmembers, float(fpr)) if nonmembers.size >= MIN_NONMEMBERS.get(fpr, 0) else None
+        for fpr in REPORTED_FPR
+    }
+    of_members = _placements(members, nonmembers, is_sorted=True)
+    interval = _interval(of_members, 1.0 - _placements(nonmembers, members, is_sorted=True), alpha=alpha)
+    return Measured(auc=float(of_members.mean()), auc_interval=interval, tpr_at_fpr=rates)
 
 
 def tpr_at_fpr(members: Scores, nonmembers: Scores, fpr: float) -> float:
@@ -52,11 +83,7 @@ def tpr_at_fpr(members: Scores, nonmembers: Scores, fpr: float) -> float:
     The conservative step rule: no interpolation, and all scores equal give 0.
     """
     _check(members, nonmembers)
-    rank = math.floor(fpr * nonmembers.size + 1e-9) + 1
-    if rank > nonmembers.size:
-        return 1.0
-    threshold = np.sort(nonmembers)[nonmembers.size - rank]
-    return float(np.mean(members > threshold))
+    return _rate(np.sort(members), np.sort(nonmembers), fpr)
 
 
 def tpr_table(members: Scores, nonmembers: Scores) -> dict[str, float | None]:
@@ -67,9 +94,18 @@ def tpr_table(members: Scores, nonmembers: Scores) -> dict[str, float | None]:
     }
 
 
-def _placements(of: Scores, among: Scores) -> Scores:
+def _rate(members: Scores, nonmembers: Scores, fpr: float) -> float:
+    """Return the rate of sorted scores at ``fpr``."""
+    rank = math.floor(fpr * nonmembers.size + 1e-9) + 1
+    if rank > nonmembers.size:
+        return 1.0
+    threshold = nonmembers[nonmembers.size - rank]
+    return float((members.size - np.searchsorted(members, threshold, side="right")) / members.size)
+
+
+def _placements(of: Scores, among: Scores, *, is_sorted: bool = False) -> Scores:
     """Return, for each score, the share of ``among`` below it, ties counted half."""
-    ordered = np.sort(among)
+    ordered = among if is_sorted else np.sort(among)
     below = np.searchsorted(ordered, of, side="left")
     not_above = np.searchsorted(ordered, of, side="right")
     shares: Scores = (below + not_above) / (2.0 * among.size)

@@ -19,11 +19,12 @@ from safesynthdp.attacks.audit_rows import MATCH_ATTACK, Proof, Row, Test, basel
 from safesynthdp.attacks.baseline import VOID_ALPHA, benchmark_is_valid
 from safesynthdp.attacks.bounds import check_alpha
 from safesynthdp.attacks.claims import Claim
+from safesynthdp.attacks.pool_attacks import ATTACKS
 from safesynthdp.attacks.pool_baseline import CHANNEL as NO_CHANNEL
 from safesynthdp.attacks.pool_baseline import baseline_table
 from safesynthdp.attacks.pool_scores import TARGET, Pool, available_attacks, score_pool
 from safesynthdp.attacks.reference_attacks import Variance
-from safesynthdp.errors import ConfigError
+from safesynthdp.errors import ConfigError, DataError
 
 PRIVATE_NOTE = "computed on private data and outside the guarantee: these numbers are not a release, keep them private"
 GATES, SIDES = ("one-run", "curve"), ("both", "top")
@@ -39,6 +40,7 @@ def evaluate(
     side: str = "both",
     gate: str = "one-run",
     num_epochs: float | None = None,
+    notes: Sequence[str] = (),
 ) -> list[Row]:
     """Return the rows of audit.json: every target and, of rotating targets, the pooled row, for each attack.
 
@@ -51,6 +53,7 @@ def evaluate(
         side: Guesses at both ends or at the top.
         gate: Which test the verdict follows: one-run (valid for any scores) or curve (independent scores).
         num_epochs: Shown beside every AUC.
+        notes: Lines for every row.
 
     Raises:
         ConfigError: If an argument is out of range, or ``primary`` is not among the attacks.
@@ -60,6 +63,7 @@ def evaluate(
     if gate not in GATES or side not in SIDES:
         raise ConfigError(f"gate={gate}, side={side}: choose of {', '.join(GATES)} and of {', '.join(SIDES)}")
     units = {channel: claim.unit for channel, claim in claims.items()}
+    units[NO_CHANNEL] = "user" if "user" in units.values() else "record"
     found = list(groups(scores, records, units=units))
     attacks = [group for group in found if group.channel != NO_CHANNEL]
     if primary is not None and primary not in {group.attack for group in attacks}:
@@ -74,7 +78,7 @@ def evaluate(
             gate=gate,
             benchmark_valid=None,
             num_epochs=num_epochs,
-            notes=(PRIVATE_NOTE,),
+            notes=(PRIVATE_NOTE, *notes),
             has_verdict=primary in (None, group.attack),
         )
         rows += _group_rows(group, test, valid)
@@ -122,23 +126,39 @@ def audit_pool(
         DataError: If the tables do not fit.
     """
     pool = Pool(signals, assignment, records=records, models=models, population=population)
-    chosen = available_attacks(pool) if attacks is None else list(attacks)
-    if not chosen:
-        raise ConfigError("attacks: the signals allow none; run the shards of the pool first")
+    chosen, notes = _chosen(pool) if attacks is None else (list(attacks), [])
     parts = [score_pool(pool, attack=attack, variance=variance) for attack in chosen]
     target_ids = list(dict.fromkeys(i for part in parts for i in part["target_id"].unique().to_pylist()))
     unit_of = None
     if records is not None and any(claim.unit == "user" for claim in claims.values()):
         unit_of = dict(zip(records["record_id"].to_pylist(), records["unit_id"].to_pylist(), strict=True))
     parts.append(baseline_table(pool.bits, texts, seed=seed, target_ids=target_ids, unit_of=unit_of))
-    scores = _joined(parts)
-    rows = evaluate(scores, claims, records=records, alpha=alpha, primary=primary, num_epochs=num_epochs)
+    scores = joined(parts)
+    rows = evaluate(scores, claims, records=records, alpha=alpha, primary=primary, num_epochs=num_epochs, notes=notes)
     return scores, rows
 
 
 def is_refuted(rows: Sequence[Row]) -> bool:
     """Return whether any row refutes its claim; a command then exits with a code that is not 0."""
     return any(row["verdict"] == "refuted" for row in rows)
+
+
+def _chosen(pool: Pool) -> tuple[list[str], list[str]]:
+    """Return the attacks that can run, and a note for those whose signals are not all there.
+
+    Raises:
+        DataError: If there are signals, and too few usable pairs to attack them by references.
+        ConfigError: If no attack can run.
+    """
+    for name, attack in ATTACKS.items():
+        is_scored = attack.needs_references and not attack.needs_population and pool.models_of(attack)
+        if is_scored and (lacking := pool.lacks(attack)) is not None:
+            raise DataError(f"attack={name}: {lacking}; or name the attacks that need no references")
+    chosen = available_attacks(pool)
+    if not chosen:
+        raise ConfigError("attacks: the signals allow none; run the shards of the pool first")
+    left = [name for name, attack in ATTACKS.items() if name not in chosen and pool.models_of(attack)]
+    return chosen, [f"not run, for want of a reference or of a column: {', '.join(left)}"] if left else []
 
 
 def _group_rows(group: Group, test: Test, valid: Mapping[str, bool | None]) -> list[Row]:
@@ -185,7 +205,7 @@ def _baseline(group: Group, one: Side, valid: Mapping[str, bool | None]) -> Row:
     return baseline_row(group, one, alpha=VOID_ALPHA, benchmark_valid=valid[one.target_id], notes=(PRIVATE_NOTE,))
 
 
-def _joined(parts: Sequence[pa.Table]) -> pa.Table:
-    """Return one table; words stay numbers into a dictionary."""
+def joined(parts: Sequence[pa.Table]) -> pa.Table:
+    """Return the scores of several attacks as one table; words stay numbers into a dictionary."""
     schema = parts[0].schema
     return pa.concat_tables([part.cast(schema) for part in parts]).unify_dictionaries()

@@ -52,7 +52,7 @@ def baseline_table(
         is_in = bits.is_in_MR[model, drawn]
         scores = baseline_scores([texts[i] for i in ids], is_in, seed=seed, user_ids=users)
         size = len(ids)
-        none = np.zeros(size, dtype=np.int32)
+        none = np.zeros(size, dtype=np.int16)
         parts.append(
             pa.table(
                 {

@@ -46,6 +46,11 @@ class Pool:
         self.bits: Bits = read_bits(assignment, records=records)
         self.signals = SignalTable(signals, record_ids=(*self.bits.record_ids, *population))
         self.population = len(population)
+        strangers = self.signals.models() - {BASE_MODEL, *range(len(self.bits.is_in_MR))}
+        if strangers:
+            raise DataError(
+                f"signals: models {named(sorted(map(str, strangers)))} are not in the assignment; not this pool"
+            )
         self.zlib_bytes = _zlib_bytes(records, self.signals.record_ids)
 
     @property
@@ -218,22 +223,22 @@ def _rows(
             "params_hash": _same(hashed, size),
             "score": values,
             "member": pa.array(bits.is_in_MR[model]),
-            "k_in": in_references.astype(np.int32),
-            "k_out": (num_references - in_references).astype(np.int32),
+            "k_in": in_references.astype(np.int16),
+            "k_out": (num_references - in_references).astype(np.int16),
         }
     )
 
 
 def _same(value: str, size: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), pa.array([value]))
+    return pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int8), pa.array([value]))
 
 
 def _zlib_bytes(records: pa.Table | None, record_ids: Sequence[str]) -> Floats | None:
     if records is None or "zlib_bytes" not in records.column_names:
         return None
     wanted = pa.array(record_ids, pa.string())
-    known = pa.array(records["record_id"].to_pylist(), pa.string())
-    places = codes_of(pa.chunked_array([wanted]), known, table="records")
+    place = {record_id: index for index, record_id in enumerate(records["record_id"].to_pylist())}
+    places = codes_of(pa.chunked_array([wanted]), place, table="records")
     sizes: Floats = np.asarray(records["zlib_bytes"].to_numpy(), dtype=np.float64)[places]
     return sizes
 

@@ -9,7 +9,7 @@ Guarantee:
     nothing is dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from safesynthdp.errors import DataError
 
 BASE_MODEL = -2
 """Model id of what was never trained on any audited record: the untuned model, or the reference corpus."""
+_BATCH_ROWS = 1_000_000
 Ints = NDArray[np.int64]
+Counts = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -55,15 +57,17 @@ def read_bits(assignment: pa.Table, *, records: pa.Table | None = None) -> Bits:
         DataError: If a row is missing or stands twice, the scheme is another, or a bit is not the rule's: with each
             record in half of the models by other means, the reference counts give the target's bit away.
     """
-    known = _coded(assignment["record_id"]).dictionary.cast(pa.string())
+    known = coded(assignment["record_id"], table="assignment").dictionary.cast(pa.string())
     ids = tuple(str(value) for value in known.to_pylist())
     seed = _only(assignment, "seed", "seeds")
     if (scheme := _only(assignment, "scheme", "schemes")) != SCHEME:
         raise DataError(f"assignment: scheme {scheme} is not {SCHEME}; plan the pool again")
     models = np.asarray(assignment["model_id"].to_numpy(), dtype=np.int64)
     num_all = int(models.max(initial=-1)) + 1
-    places = models * len(ids) + codes_of(assignment["record_id"], known, table="assignment")
-    if models.min(initial=0) < 0 or len(places) != num_all * len(ids) or len(np.unique(places)) != len(places):
+    places = models * len(ids) + codes_of(
+        assignment["record_id"], dict(zip(ids, range(len(ids)), strict=True)), table="assignment"
+    )
+    if models.min(initial=0) < 0 or len(places) != num_all * len(ids) or (np.bincount(places, minlength=1) > 1).any():
         raise DataError(
             f"assignment: {len(places)} rows for {num_all} models x {len(ids)} records; plan the pool again"
         )
@@ -75,20 +79,22 @@ def read_bits(assignment: pa.Table, *, records: pa.Table | None = None) -> Bits:
 
 
 class SignalTable:
-    """The table ``signals``, coded once; matrices are cut from it."""
+    """The table ``signals`` as one matrix a signal, read batch by batch: what is held is 8 bytes a value."""
 
     def __init__(self, signals: pa.Table, *, record_ids: Sequence[str]) -> None:
         self.record_ids = record_ids
-        known = pa.array(record_ids, pa.string())
-        self._models = np.asarray(signals["model_id"].to_numpy(), dtype=np.int64)
-        self._records = codes_of(signals["record_id"], known, table="signals")
-        self._values = np.asarray(signals["value"].to_numpy(), dtype=np.float64)
-        names = [_coded(signals[column]) for column in ("channel", "signal")]
-        self._kinds = [(part.dictionary.to_pylist(), part.indices.to_numpy()) for part in names]
+        self._place = {record_id: index for index, record_id in enumerate(record_ids)}
+        self._matrices = dict[tuple[str, str], dict[int, tuple[Floats, Counts]]]()
+        for batch in signals.to_batches(max_chunksize=_BATCH_ROWS):
+            self._add(pa.Table.from_batches([batch]))
+
+    def models(self) -> set[int]:
+        """Return the models that have any row."""
+        return {model for held in self._matrices.values() for model in held}
 
     def models_with(self, channel: str, signal: str) -> set[int]:
         """Return the models that have any row of a signal."""
-        return set(np.unique(self._models[self._rows(channel, signal)]).tolist())
+        return set(self._matrices.get((channel, signal), {}))
 
     def matrix(self, channel: str, signal: str, models: Sequence[int], *, size: int) -> Floats:
         """Return [M, R] float64 of the first ``size`` records: row i is ``models[i]``.
@@ -96,26 +102,39 @@ class SignalTable:
         Raises:
             DataError: If a model lacks a record, has one twice, or a value is NaN or infinite.
         """
-        rows = self._rows(channel, signal)
-        rows = rows[self._records[rows] < size]
-        matrix = np.full((len(models), size), np.nan)
+        held = self._matrices.get((channel, signal), {})
+        matrix = np.empty((len(models), size))
         for place, model in enumerate(models):
-            here = rows[self._models[rows] == model]
-            records, values = self._records[here], self._values[here]
-            seen = np.bincount(records, minlength=size)
-            self._refuse(seen == 0, f"model {model} has no {signal} for")
-            self._refuse(seen > 1, f"model {model} has {signal} more than once for")
-            matrix[place, records] = values
+            values, counts = held.get(model, (np.empty(0), np.zeros(len(self.record_ids), dtype=np.uint8)))
+            self._refuse(counts[:size] == 0, f"model {model} has no {signal} for")
+            self._refuse(counts[:size] > 1, f"model {model} has {signal} more than once for")
+            matrix[place] = values[:size]
             self._refuse(~np.isfinite(matrix[place]), f"model {model} has a {signal} that is NaN or infinite for")
         return matrix
 
-    def _rows(self, channel: str, signal: str) -> NDArray[np.intp]:
-        keep = np.ones(len(self._values), dtype=np.bool_)
-        for (names, coded), wanted in zip(self._kinds, (channel, signal), strict=True):
-            if wanted not in names:
-                return np.empty(0, dtype=np.intp)
-            keep &= coded == names.index(wanted)
-        return np.flatnonzero(keep)
+    def _add(self, batch: pa.Table) -> None:
+        models = np.asarray(batch["model_id"].to_numpy(), dtype=np.int64)
+        records = codes_of(batch["record_id"], self._place, table="signals")
+        values = np.asarray(batch["value"].to_numpy(), dtype=np.float64)
+        channels, signals = (coded(batch[name], table="signals") for name in ("channel", "signal"))
+        names = signals.dictionary.to_pylist()
+        kinds = np.asarray(channels.indices).astype(np.int64) * len(names) + np.asarray(signals.indices)
+        present = sorted(batch["model_id"].unique().to_pylist())
+        for kind in np.flatnonzero(np.bincount(kinds)).tolist():
+            key = (str(channels.dictionary[kind // len(names)]), str(names[kind % len(names)]))
+            of_kind = kinds == kind
+            for model in present:
+                here = np.flatnonzero(of_kind & (models == model))
+                if not here.size:
+                    continue
+                held = self._matrices.setdefault(key, {}).setdefault(model, self._empty())
+                held[0][records[here]] = values[here]
+                times = held[1] + np.bincount(records[here], minlength=len(self.record_ids))
+                held[1][:] = np.minimum(times, 2)  # more than once is all there is to know
+
+    def _empty(self) -> tuple[Floats, Counts]:
+        size = len(self.record_ids)
+        return np.full(size, np.nan), np.zeros(size, dtype=np.uint8)
 
     def _refuse(self, is_broken: Bools, what: str) -> None:
         if is_broken.any():
@@ -123,19 +142,17 @@ class SignalTable:
             raise DataError(f"signals: {what} {len(ids)} records ({named(ids)}); nothing is dropped, score them again")
 
 
-def codes_of(column: pa.ChunkedArray, known: pa.Array, *, table: str) -> Ints:
-    """Return the place of each id among the ``known`` ones.
+def codes_of(column: pa.ChunkedArray, place: Mapping[str, int], *, table: str) -> Ints:
+    """Return the place of each id.
 
     Raises:
-        DataError: If an id is not among them.
+        DataError: If an id has none.
     """
-    coded = _coded(column)
-    place = {record_id: index for index, record_id in enumerate(known.to_pylist())}
-    words = [place.get(word, -1) for word in coded.dictionary.to_pylist()]
-    places = np.asarray([*words, -1], dtype=np.int64)  # the last one is for an empty id
-    of_row = places[np.asarray(coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False), dtype=np.int64)]
+    found = coded(column, table=table)
+    places = np.asarray([place.get(word, -1) for word in found.dictionary.to_pylist()], dtype=np.int64)
+    of_row: Ints = places[found.indices.to_numpy(zero_copy_only=False)] if len(places) else np.empty(0, dtype=np.int64)
     if (is_unknown := of_row < 0).any():
-        unknown = coded.filter(pa.array(is_unknown)).unique().to_pylist()
+        unknown = found.filter(pa.array(is_unknown)).unique().to_pylist()
         raise DataError(
             f"{table}: {len(unknown)} unknown records ({named([str(i) for i in unknown])}); join by record_id"
         )
@@ -160,8 +177,10 @@ def check_models(models: pa.Table | None) -> None:
 
 
 def _check_rule(bits: Bits, *, seed: int, units: Sequence[str]) -> None:
+    expected = np.zeros(len(units), dtype=np.bool_)
     for model, found in enumerate(bits.is_in_MR):
-        expected = members(seed, model, units, num_models=bits.num_models)
+        is_second = model % 2 == 1 and model < bits.num_models
+        expected = ~expected if is_second else members(seed, model, units, num_models=bits.num_models)
         wrong = np.flatnonzero(found != expected)
         if wrong.size:
             ids = [bits.record_ids[int(index)] for index in wrong]
@@ -188,8 +207,14 @@ def _only(table: pa.Table, column: str, plural: str) -> Any:
     return found[0]
 
 
-def _coded(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Return a column of words as numbers into one dictionary."""
+def coded(column: pa.ChunkedArray, *, table: str) -> pa.DictionaryArray:
+    """Return a column of words as numbers into one dictionary.
+
+    Raises:
+        DataError: If a cell is empty.
+    """
+    if column.null_count:
+        raise DataError(f"{table}: {column.null_count} cells of an id or a name are empty; write the table again")
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     found = column.unify_dictionaries().combine_chunks()
