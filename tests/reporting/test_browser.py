@@ -48,3 +48,18 @@ def test_nothing_is_wider_than_the_screen(internal: Drawn, tmp_path: Path, width
     page = internal.page.replace("Content-Security-Policy", "X-None").replace("</body>", probe)
     dom = browse(page, tmp_path, "--dump-dom", f"--window-size={width},844")
     assert "<title>width 0</title>" in dom or "<title>width -" in dom
+
+
+def test_the_page_prints_as_a_document_with_every_section(internal: Drawn, tmp_path: Path) -> None:
+    out = tmp_path / "page.pdf"
+    browse(internal.page, tmp_path, f"--print-to-pdf={out}", "--no-pdf-header-footer")
+    content = out.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") >= 4
+
+
+@pytest.mark.parametrize("size", ["1280,800", "390,844"])
+def test_a_screenshot_is_not_blank(internal: Drawn, tmp_path: Path, size: str) -> None:
+    out = tmp_path / "page.png"
+    browse(internal.page, tmp_path, f"--screenshot={out}", f"--window-size={size}")
+    assert len(out.read_bytes()) > 20_000

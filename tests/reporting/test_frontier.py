@@ -1,5 +1,6 @@
 """The signature figure and the overview: what is claimed and what was audited, never one for the other."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,7 @@ def test_a_bound_above_the_ledgers_epsilon_is_refuted_whatever_the_audit_calls_i
     assert "REFUTED" in figure_words(page)
     assert "REFUTED: one_run refutes the claim (epsilon is at least 4.900, claimed 4.4800)" in page
     assert "one_run refutes the claim" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out/report.json").read_text())["runs"][0]["refuted"]) == 1
     assert (tmp_path / "out/figures/run1-frontier.png").read_bytes().startswith(b"\x89PNG")
 
 

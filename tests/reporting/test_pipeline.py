@@ -19,7 +19,7 @@ from safesynthdp.errors import Preempted, SafeSynthError, UserError
 from safesynthdp.reporting import pipeline_engine
 from safesynthdp.reporting.pipeline_command import main, run_pipeline
 from safesynthdp.reporting.pipeline_config import PipelineConfig
-from safesynthdp.reporting.pipeline_engine import LocalEngine, Outcome
+from safesynthdp.reporting.pipeline_engine import LocalEngine, Outcome, command
 from safesynthdp.reporting.pipeline_jobs import Job, stage_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +82,15 @@ def test_a_job_stands_after_those_it_needs(tmp_path: Path) -> None:
     for job in stage_jobs(config(tmp_path)):
         assert set(job.needs) <= seen
         seen.add(job.key)
+
+
+def test_stages_that_use_gpus_go_through_the_launcher_and_the_others_do_not(tmp_path: Path) -> None:
+    jobs = {job.key: job for job in stage_jobs(config(tmp_path, RECIPE, "--accelerate_config", "cpu_2proc.yaml"))}
+    launched = command(jobs["eps1-seed0/run"])
+    assert launched[1:5] == ["-m", "accelerate.commands.launch", "--config_file", "cpu_2proc.yaml"]
+    assert launched[5:8] == ["-m", "safesynthdp", "finetune"]
+    assert "accelerate.commands.launch" in command(jobs["untuned"])
+    assert command(jobs["eps1-seed0/evaluation"])[1:4] == ["-m", "safesynthdp", "evaluate"]
 
 
 def test_the_same_command_runs_nothing_twice_but_the_report(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from safesynthdp.reporting.command import main
 Edit = Callable[[Path, Callable[[Any], object]], None]
 PRIVATE_DIGITS = (
     "0.867", "0.86731", "0.819", "0.81937", "0.743", "0.74293", "0.00813", "0.529", "0.52917", "3.126",
-    "0.0457", "0.046", "120,000", "120000", "30,017", "30017", "4173", "f1a9f1a9", "0.0341333",
+    "0.79157", "0.792", "0.31337", "0.0457", "0.046", "120,000", "120000", "30,017",
+    "30017", "4173", "f1a9f1a9", "0.0341333",
 )  # fmt: skip
 PRIVATE_WORDS = ("/secret", "ward7", "letters.csv", "14 texts of synthetic were cut")
 
@@ -111,6 +112,44 @@ def test_a_public_holdout_lets_its_rows_out_without_the_real_ceiling(runs: Runs,
     _, text = publish(runs, tmp_path / "out")
     assert "0.74293" in text
     assert "0.81937" not in text
+
+
+def test_an_audit_by_canaries_stays_and_one_on_natural_records_goes(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    """Canaries are public and the weights are released: whoever has them could have run it."""
+    audit = runs.folder / "attack/audit.json"
+    edit(audit, lambda value: value["rows"][3].update(role="canary", auc=0.51737))
+    _, text = publish(runs, tmp_path / "out")
+    assert "0.51737" in text
+    assert "at least 0.310" in text
+    assert "0.52917" not in text
+    assert "3 attack rows on natural records" in text
+
+
+def test_an_audit_by_canaries_of_what_is_not_released_goes(runs: Runs, tmp_path: Path, edit: Edit) -> None:
+    def forget(value: Any) -> None:
+        value["entries"] = [{**entry, "kind": "none", "mechanism": {"steps": 300}} for entry in value["entries"][1:]]
+        for release in value["releases"]:
+            release.update(epsilon=None, entries=["dpsgd"])
+
+    for path in (runs.finetune, runs.sample):
+        edit(path / "ledger.json", forget)
+    edit(runs.folder / "attack/audit.json", lambda value: value["rows"][3].update(role="canary", auc=0.51737))
+    _, text = publish(runs, tmp_path / "out")
+    assert "0.51737" not in text
+
+
+def test_a_grid_s_shared_untuned_sample_does_not_keep_the_rows_of_the_other_runs_inside(
+    tmp_path: Path, write_grid: Callable[..., list[Path]], edit: Edit
+) -> None:
+    """Text of the untuned model is covered by its own ledger, in whatever group it stands."""
+    write_grid(tmp_path / "runs", epsilons=(1, 4), seeds=1)
+    first, second = sorted((tmp_path / "runs").iterdir())
+    shared = json.loads((first / "untuned/manifest.json").read_text())["run_id"]
+    edit(second / "evaluation/metrics.json", lambda value: value["inputs"]["baseline"].update(run_id=shared))
+    out = tmp_path / "out"
+    assert run_main(main, [str(first), str(second), "--output_dir", str(out), "--public"]) == 0
+    runs = json.loads((out / "report.json").read_text())["runs"]
+    assert [[row["name"] for row in run["metrics"]] for run in runs] == [["empty_share"], ["empty_share"]]
 
 
 def test_exact_label_counts_and_a_private_label_set_stay_inside(runs: Runs, tmp_path: Path, edit: Edit) -> None:

@@ -261,3 +261,39 @@ def test_a_wrong_request_is_one_line(
     assert words in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_keyboard_goes_through_the_page_in_reading_order(internal: Drawn) -> None:
+    """No positive tabindex; tables that may scroll can be reached and say what they are."""
+    tags = Reader(internal.page).tags
+    assert {found["tabindex"] for _, found in tags if "tabindex" in found} == {"0"}
+    assert all(found.get("aria-label") for _, found in tags if found.get("role") == "region")
+    assert [name for name, _ in tags].count("h1") == 1
+
+
+def test_a_sample_of_private_prediction_is_a_run_of_its_own(runs: Runs, tmp_path: Path) -> None:
+    """It has no finetune run; two of them are two groups, each with its own price."""
+    for name in ("one", "two"):
+        run = RunDirectory.create(tmp_path / name, kind="sample", config={"source": "in_context"})
+        for file in ("synthetic.parquet", "ledger.json"):
+            (tmp_path / name / file).write_bytes((runs.sample / file).read_bytes())
+        run.finish(num_records=20, requested=20, untuned=False)
+    text = Reader(report(tmp_path / "out", tmp_path / "one", tmp_path / "two")).text
+    assert "2 runs side by side" in text
+    assert text.count("Private prediction: text drawn straight from private records") == 2
+
+
+def test_findings_of_the_evaluation_stand_in_the_box(internal: Drawn) -> None:
+    box = internal.page.split('class="verdict"')[1].split("</section>")[0]
+    assert "label collapse: label shares are 0.31337 apart" in box
+
+
+def test_every_figure_lies_beside_the_page_as_png(runs: Runs, tmp_path: Path) -> None:
+    report(tmp_path / "out", runs.folder)
+    found = sorted(path.name for path in (tmp_path / "out/figures").iterdir())
+    assert found == [
+        f"run1-{name}.png" for name in ("frontier", "lengths", "progress", "recall", "roc-model", "utility")
+    ]
+    (runs.attack / "scores.parquet").unlink()
+    report(tmp_path / "out", runs.folder)
+    assert not (tmp_path / "out/figures/run1-roc-model.png").exists(), "a figure that is gone leaves no file"

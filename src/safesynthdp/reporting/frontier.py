@@ -42,7 +42,8 @@ def frontier_drawing(parts: Parts, *, identity: str) -> Drawing | None:
         caption=f"Accuracy of {name} on untouched real records, with its interval, against epsilon. Each line leads "
         "from the audited lower bound (open mark) to the claimed epsilon (filled mark); the tick is the highest bound "
         "that a perfect attack could have shown with these canaries or records. A log axis holds neither 0 nor "
-        "infinity: both have columns of their own. A short line is no proof: an attack that fails proves nothing.",
+        "infinity: both have columns of their own. Several channels of one run are set a little apart. A short line is "
+        "no proof: an attack that fails proves nothing.",
     )
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEIGHT = 4.6
 ZERO, FIRST, LAST, NONE = 0.055, 0.15, 0.83, 0.935  # x of the column "0", of the log axis' ends, of "no guarantee"
+APART = 0.03
 BREAKS = (0.105, 0.875)
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
 COLORS = {"model": BLUE, "text": ORANGE}
@@ -118,8 +119,11 @@ def draw_frontier(
             _paint_point(axes, ZERO, base, color=GREY, mark="D")
         for epsilon, value in direct:
             axes.plot([scale.place(epsilon)], [value], marker="^", ms=7, mfc="white", mec=GREY, mew=1.4, zorder=3)
-        for line in lines:
-            _paint_line(axes, line, scale, is_alone=len({one.number for one in lines}) == 1)
+        is_alone = len({one.number for one in lines}) == 1
+        for index, line in enumerate(lines):
+            before = sum(one.number == line.number for one in lines[:index])
+            apart = -APART * before * (top - bottom)  # two channels of one run would hide one another
+            _paint_line(axes, line, scale, y=line.utility + apart, is_alone=is_alone, is_first=before == 0)
         _paint_legend(axes, lines, has_base=base is not None, has_direct=bool(direct), wide=wide)
 
     return draw(paint, height=HEIGHT, identity=identity, title=title, caption=caption)
@@ -173,9 +177,9 @@ def _paint_levels(axes: "Axes", levels: Sequence[tuple[str, float]], *, span: fl
             axes.figure.text(x / 4.4, y / HEIGHT, f"{letter}  {visible(name)} {value:.3f}", fontsize=8.5)
 
 
-def _paint_line(axes: "Axes", line: Line, scale: Scale, *, is_alone: bool) -> None:
+def _paint_line(axes: "Axes", line: Line, scale: Scale, *, y: float, is_alone: bool, is_first: bool) -> None:
     color = RED if line.is_refuted else COLORS.get(line.channel, GREEN)
-    end, y = scale.place(line.claimed), line.utility
+    end = scale.place(line.claimed)
     if line.bound is not None:
         start = scale.place(line.bound)
         axes.plot((start, end), (y, y), color=color, linewidth=2, zorder=3, solid_capstyle="butt")
@@ -186,12 +190,14 @@ def _paint_line(axes: "Axes", line: Line, scale: Scale, *, is_alone: bool) -> No
             axes.plot([reach], [y], marker="|", ms=15, mew=2, color=color, zorder=4)
         mark = "X" if line.is_refuted else "o"
         axes.plot([start], [y], marker=mark, ms=11 if line.is_refuted else 9, mfc="white", mec=color, mew=1.8, zorder=5)
-    _paint_point(axes, end, (y, line.low, line.high), color=color, mark="o")
+    low, high = (line.low, line.high) if is_first else (None, None)
+    _paint_point(axes, end, (y, low, high), color=color, mark="o")
     if line.is_refuted:
         words = f"REFUTED: at least {line.bound:.3g}, claimed {line.claimed:.3g}" if line.claimed else "REFUTED"
         axes.annotate(
-            words, (end, y), xytext=(0, -16), textcoords="offset points", ha="center", fontsize=9, color=RED,
-            fontweight="bold", zorder=7,
+            words, (end, y), xytext=(0, -27), textcoords="offset points", ha="center" if end < 0.5 else "right",
+            fontsize=9, color=RED, fontweight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+            zorder=7,
         )  # fmt: skip
     if not is_alone:
         axes.annotate(

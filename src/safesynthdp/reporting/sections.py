@@ -188,10 +188,14 @@ def _roc(curves: list[Curve], channel: str, guarantee: Guarantee, slug: str) -> 
     claim = None
     if claims and all(c.epsilon is not None and c.delta is not None for c in claims):
         claim = max((c.epsilon or 0.0, c.delta or 0.0) for c in claims)
-    over = "No ceiling: nothing is claimed about this release." if claim is None else "No attack can stay in the grey."
+    over = (
+        "No ceiling: nothing is claimed about this release."
+        if claim is None
+        else "But for chance, no attack can reach the grey."
+    )
     left_out = len(shown) - MAX_CURVES
     more = f" {left_out} more attacks are in the table only." if left_out > 0 else ""
-    caption = f"Members found against false alarms, both logarithmic, from 1e-4. {over}{more}"
+    caption = f"Members found against false alarms, on logarithmic axes. {over}{more}"
     return draw_roc(shown, claim=claim, channel=channel, identity=f"{slug}-roc-{channel}", caption=caption)
 
 
