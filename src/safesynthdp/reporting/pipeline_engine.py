@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from safesynthdp.privacy.storage import make_private_directory
 from safesynthdp.reporting.pipeline_jobs import Job
@@ -33,20 +34,28 @@ class Outcome:
     """Of its log: the one line of an error."""
 
 
-class Engine(ABC):
+class Engine(Protocol):
     """Runs jobs so that each starts after those it needs ended well."""
+
+    def run(self, jobs: Sequence[Job], *, on_end: Callable[[Outcome], bool]) -> None:
+        """Run every job that can be run.
+
+        Args:
+            jobs: In an order in which each stands after those it needs; needs that are not among them are done.
+            on_end: Called once a job, also for one that is never started; returns whether others may build on it.
+        """
+        ...
+
+
+class PolledEngine(ABC):
+    """Starts what can be started, and asks again and again what has ended."""
 
     log_dir: Path
     max_parallel: int
     poll_seconds: float = POLL_SECONDS
 
     def run(self, jobs: Sequence[Job], *, on_end: Callable[[Outcome], bool]) -> None:
-        """Run every job that can be run; if this process is interrupted, ``stop`` and go on raising.
-
-        Args:
-            jobs: In an order in which each stands after those it needs; needs that are not among them are done.
-            on_end: Called once a job, also for one that is never started; returns whether others may build on it.
-        """
+        """See Engine; if this process is interrupted, ``stop`` and go on raising."""
         make_private_directory(self.log_dir)
         waiting, well, badly = list(jobs), set[str](), set[str]()
         ours = {job.key for job in jobs}
@@ -96,7 +105,7 @@ class Engine(ABC):
 
 
 @dataclass(kw_only=True)
-class LocalEngine(Engine):
+class LocalEngine(PolledEngine):
     """Processes of this machine, at most ``max_parallel`` at a time; a log each in ``log_dir``, for the owner alone."""
 
     log_dir: Path
@@ -105,11 +114,11 @@ class LocalEngine(Engine):
 
     @property
     def num_running(self) -> int:
-        """See Engine."""
+        """See PolledEngine."""
         return len(self._running)
 
     def start(self, job: Job) -> None:
-        """See Engine."""
+        """See PolledEngine."""
         path = self.log_of(job.key)
         path.touch(mode=0o600)
         with path.open("ab") as log:
@@ -117,7 +126,7 @@ class LocalEngine(Engine):
         self._running[job.key] = (job, process, time.monotonic())
 
     def ended(self) -> list[Outcome]:
-        """See Engine."""
+        """See PolledEngine."""
         done = [
             (key, process, began) for key, (_, process, began) in self._running.items() if process.poll() is not None
         ]

@@ -16,7 +16,7 @@ from safesynthdp.attacks.engine_slurm import call_client, meaning_of, sbatch_opt
 from safesynthdp.attacks.pool_config import SlurmConfig
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy.storage import write_text
-from safesynthdp.reporting.pipeline_engine import Engine, Outcome, command
+from safesynthdp.reporting.pipeline_engine import Outcome, PolledEngine, command
 from safesynthdp.reporting.pipeline_jobs import Job
 
 GRACE_SECONDS = 60.0
@@ -25,7 +25,7 @@ POLL_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
-class SlurmEngine(Engine):
+class SlurmEngine(PolledEngine):
     """Batch jobs, at most ``max_parallel`` in the queue at a time; logs and exit codes in ``log_dir``."""
 
     log_dir: Path
@@ -40,7 +40,7 @@ class SlurmEngine(Engine):
 
     @property
     def num_running(self) -> int:
-        """See Engine."""
+        """See PolledEngine."""
         return len(self._began)
 
     def start(self, job: Job) -> None:
@@ -60,7 +60,7 @@ class SlurmEngine(Engine):
         self._began[job.key] = time.monotonic()
 
     def ended(self) -> list[Outcome]:
-        """See Engine; a controller that does not answer is asked again."""
+        """See PolledEngine; a controller that does not answer is asked again."""
         found = [outcome for key in list(self._began) if (outcome := self._outcome(key)) is not None]
         for outcome in found:
             del self._began[outcome.key]
