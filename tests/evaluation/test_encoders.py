@@ -11,7 +11,11 @@ from safesynthdp.errors import ConfigError
 from safesynthdp.evaluation import embeddings
 from safesynthdp.evaluation.embeddings import embed, embed_together
 from safesynthdp.evaluation.encoders import AUTO, MAX_TOKENS, TFIDF, Encoder, choose_encoder
+from safesynthdp.evaluation.fidelity import Settings, measure_fidelity
+from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.reference_lm import ReferenceModel, choose_reference
+from safesynthdp.evaluation.rows import find
+from safesynthdp.evaluation.selftest_corpora import as_records
 from safesynthdp.fetching import cache_directory
 
 TEXTS = ["a red fox runs home", "home runs fox red a", "rain", "a red fox runs home"]
@@ -249,3 +253,33 @@ def test_a_reference_model_is_chosen_named_or_left_out_with_a_reason(language_mo
     assert wrong is not None
     with pytest.raises(ConfigError, match="reference_model=/nowhere"):
         wrong.bits_per_byte(["a text"])
+
+
+def test_bits_per_byte_and_tokens_stand_beside_their_ceiling(language_model: Path) -> None:
+    model = ReferenceModel("tiny", str(language_model))
+    chosen = Settings(encoder=choose_encoder(TFIDF), reference=model, buckets=4, seeds=1, reference_texts=30)
+    real = [(f"the {word} is {mood}.", "a") for word in "abcdefghij" for mood in ("old", "new", "red")]
+    noise = [(text.upper()[::-1] * 3, label) for text, label in real]
+    corpora = Corpora(real=as_records(real), holdout=as_records(real[::-1]), synthetic=as_records(noise))
+    rows = measure_fidelity(corpora, chosen, progress=lambda what: None).rows
+    distance, mean, tokens = (
+        find(rows, name, train_on="synthetic", model=of)
+        for name, of in (("bits_per_byte", "tiny"), ("bits_per_byte", "tiny (mean)"), ("length_ks", "tokens"))
+    )
+    for row in (distance, mean, tokens):
+        assert row is not None
+        assert row.value is not None
+        assert row.ceiling is not None
+        assert row.n == 30
+    assert distance is not None
+    assert distance.ceiling == 0
+    assert (distance.value or 0) > 0
+    assert tokens is not None
+    assert (tokens.low or 0) > 0.5
+    assert mean is not None
+    assert mean.reads == ("synthetic",)
+    shorter = Corpora(real=as_records(real), holdout=as_records(real[:25]), synthetic=as_records(noise))
+    cut = measure_fidelity(shorter, chosen, progress=lambda what: None).rows
+    row = find(cut, "bits_per_byte", train_on="synthetic", model="tiny (mean)")
+    assert row is not None
+    assert set(row.reads) == {"synthetic", "real", "holdout"}  # their sizes decided which texts were scored

@@ -37,7 +37,7 @@ from safesynthdp.evaluation.inputs import Corpora, has_labels
 from safesynthdp.evaluation.jackknife import around
 from safesynthdp.evaluation.pairs import Pair, draw, make_pairs, matched_size
 from safesynthdp.evaluation.reference_lm import MAX_TEXTS, ReferenceModel
-from safesynthdp.evaluation.rows import Row
+from safesynthdp.evaluation.rows import Row, Source
 from safesynthdp.records import Records
 
 MIN_PER_LABEL = 200
@@ -107,7 +107,8 @@ def measure_fidelity(corpora: Corpora, settings: Settings, *, progress: Progress
     pairs = make_pairs(drawn, settings.encoder)
     progress(f"drew and embedded {size} records a side with {settings.encoder.name}")
     found = _overall(pairs, settings, progress)
-    found += _bits(pairs, settings)
+    is_cut = size < min(len(corpora.synthetic), settings.max_records, settings.reference_texts)
+    found += _bits(pairs, settings, also_reads=("real", "holdout") if is_cut else ())
     progress("compared lengths and bits per byte")
     if has_labels(corpora.holdout) and has_labels(corpora.synthetic):
         found += _by_label(pairs, settings)
@@ -147,8 +148,8 @@ def _length_distance(pair: Pair, *, count: Callable[[Sequence[str]], Floats]) ->
     return distribution_distance(count(pair.real.texts), count(pair.other.texts))
 
 
-def _bits(pairs: Pairs, settings: Settings) -> list[Row]:
-    """Distances of the distributions of bits per byte, and the means."""
+def _bits(pairs: Pairs, settings: Settings, *, also_reads: tuple[Source, ...]) -> list[Row]:
+    """Distances of the distributions of bits per byte, and the means; ``also_reads``: whose size cut the sample."""
     if settings.reference is None:
         return _without(BITS, pairs, None, settings.no_reference)
     model = settings.reference
@@ -157,7 +158,9 @@ def _bits(pairs: Pairs, settings: Settings) -> list[Row]:
     others = {name: model.bits_per_byte(pair.other.texts) for name, pair in cut.items()}
     distances = {name: distribution_distance(real, other) for name, other in others.items()}
     means = {name: _mean(other) for name, other in others.items()}
-    return rows(BITS, distances, model=model.name) + rows(MEAN_BITS, means, model=f"{model.name} (mean)")
+    return rows(BITS, distances, model=model.name) + rows(
+        MEAN_BITS, means, model=f"{model.name} (mean)", also_reads=also_reads
+    )
 
 
 def _mean(values: Floats) -> Estimate:
