@@ -243,5 +243,5 @@ def summary(pool: Pool) -> str:
     return (
         f"{plan['num_models']} models in {plan['num_models'] // 2} pairs{target}; {plan['num_audited']} audited "
         f"records, planned size {plan['nominal_num_records']}; privacy.mode={mode}; recipe {plan['recipe_hash'][:12]}\n"
-        f"next: safesynthdp attack run --pool {pool.path}\n"
+        f"shards 0 to {len(pool.shards) - 1}; next: safesynthdp attack run --pool {pool.path}\n"
     )
