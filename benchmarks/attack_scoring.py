@@ -98,7 +98,9 @@ def _measure(folder: Path) -> dict[str, object]:
     with timed("evaluate one attack (lira)"):
         one = evaluate(parts[attacks.index("lira")], claims)
     with timed(f"evaluate all {len(attacks)} attacks"):
-        rows = evaluate(joined(parts), claims, records=tables["records"])
+        scores = joined(parts)
+        parts.clear()
+        rows = evaluate(scores, claims, records=tables["records"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for size in (10**5, 10**6):
         with timed(f"one-run bound, m = r = {size:,}"):
