@@ -10,6 +10,7 @@ benchmarks/results/DATE-attack-scoring.md.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def _write(facts: dict[str, object], *, models: int, records: int) -> None:
         "|---|---|---|",
         *(f"| {name} | {both[0]:.2f} | {both[1]:.2f} |" for name, both in stages.items()),
         "",
+        f"Load average at the end: {os.getloadavg()[0]:.0f}; above the number of cores the clock is not this work's.",
         "Not measured: the text baseline, which reads texts and takes scikit-learn; writing scores.parquet.",
         "",
     ]
