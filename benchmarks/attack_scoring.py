@@ -10,6 +10,7 @@ benchmarks/results/DATE-attack-scoring.md.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def _measure(folder: Path) -> dict[str, object]:
     with timed("evaluate one attack (lira)"):
         one = evaluate(parts[attacks.index("lira")], claims)
     with timed(f"evaluate all {len(attacks)} attacks"):
-        rows = evaluate(joined(parts), claims, records=tables["records"])
+        scores = joined(parts)
+        parts.clear()
+        rows = evaluate(scores, claims, records=tables["records"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for size in (10**5, 10**6):
         with timed(f"one-run bound, m = r = {size:,}"):
@@ -130,6 +133,7 @@ def _write(facts: dict[str, object], *, models: int, records: int) -> None:
         "|---|---|---|",
         *(f"| {name} | {both[0]:.2f} | {both[1]:.2f} |" for name, both in stages.items()),
         "",
+        f"Load average at the end: {os.getloadavg()[0]:.0f}; above the number of cores the clock is not this work's.",
         "Not measured: the text baseline, which reads texts and takes scikit-learn; writing scores.parquet.",
         "",
     ]

@@ -141,8 +141,7 @@ def test_a_failed_check_is_named_and_the_exit_code_is_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_quick_level_passes_as_it_ships(seed: int) -> None:
-    result = run(level="quick", seed=seed)
+def test_the_quick_level_passes_as_it_ships() -> None:
+    result = run(level="quick", seed=0)
     assert result["passed"], result["failed"]
     assert np.all([row["passed"] for row in result["rows"]])

@@ -206,6 +206,6 @@ def _baseline(group: Group, one: Side, valid: Mapping[str, bool | None]) -> Row:
 
 
 def joined(parts: Sequence[pa.Table]) -> pa.Table:
-    """Return the scores of several attacks as one table; words stay numbers into a dictionary."""
+    """Return the scores of several attacks as one table; words stay numbers, into a dictionary a chunk."""
     schema = parts[0].schema
-    return pa.concat_tables([part.cast(schema) for part in parts]).unify_dictionaries()
+    return pa.concat_tables([part.cast(schema) for part in parts])
