@@ -20,6 +20,7 @@ FLOOR_0 = (
     "data_config",
     "errors",
     "fetching",
+    "hub",
     "model_config",
     "models",
     "privacy",
