@@ -263,7 +263,10 @@ def write_evaluation(path: Path, parents: list[RunDirectory]) -> RunDirectory:
             "settings": settings,
             "warnings": warnings,
             "metrics": rows,
-            "verdict": [{"name": "label_collapse", "text": "label shares are 0.31337 apart"}, "copies"],
+            "verdict": [
+                {"finding": "label_collapse", "says": "label shares are 0.31337 apart", "evidence": []},
+                "copies",
+            ],
         },
     )
     run.finish()

@@ -163,11 +163,11 @@ def _audit_row(path: Path, row: Mapping[str, Any]) -> AuditRow:
 
 
 def _finding(value: Any) -> str:
-    """A finding is a line, or an object with a name and words."""
+    """A finding is a line, or an object with a name (``finding``) and words (``says``); its evidence is in the rows."""
     if not isinstance(value, Mapping):
         return str(value)
-    name = str(value.get("name") or value.get("finding") or "finding").replace("_", " ")
-    words = next((value[key] for key in ("text", "message", "evidence", "reason", "words") if value.get(key)), None)
+    name = str(value.get("finding") or value.get("name") or "finding").replace("_", " ")
+    words = next((value[key] for key in ("says", "text", "reason") if value.get(key)), None)
     return name if words is None else f"{name}: {words}"
 
 
