@@ -131,6 +131,7 @@ def test_one_run_without_a_guarantee_leaves_none_for_all_together(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_twelve_runs_stay_small_and_quick(tmp_path: Path, write_grid: WriteGrid) -> None:
     """Processor time: other work on the machine must not decide."""
     import time
