@@ -179,6 +179,8 @@ def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
     text = " ".join(str(error).split())
     if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
         return _unknown_key(f"{found[1]}.{found[2]}", config_class)
+    if found := re.search(r"Parser key \"([^\"]+)\": .*Option '([^']+)' is not accepted", text):
+        return _unknown_key(f"{found[1]}.{found[2]}", config_class)
     if found := re.search(r"does not accept option '([^']+)'|Option '([^']+)' is not accepted", text):
         return _unknown_key(found[1] or found[2], config_class)
     if found := re.search(r"unrecognized arguments: (\S+)", text):

@@ -159,7 +159,8 @@ def test_the_command_line_reaches_the_run_and_prints_one_json_object(
 ) -> None:
     asked = []
 
-    def fake(run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: int) -> Any:
+    def fake(run: RunDirectory, *, untuned: bool, max_tokens_per_microbatch: int, ranks: object) -> Any:
+        assert ranks is None
         asked.append((run.path, untuned, max_tokens_per_microbatch))
         return make_scorer(seed=int(untuned))
 
@@ -175,8 +176,9 @@ def test_the_command_line_reaches_the_run_and_prints_one_json_object(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "attack: say what to do; there is score"),
-        (["plan"], "attack plan: there is no such action; there is score"),
+        ([], "attack: say what to do; there is plan, run, status, score"),
+        (["train"], "attack train: there is no such action; there is plan, run, status, score"),
+        (["plan"], "output_dir, recipe is missing"),
         (["score"], "run, output_dir is missing"),
         (["score", "--run", "R", "--output_dir", "O", "--alpha", "1"], "alpha=1.0"),
         (["score", "--run", "R", "--output_dir", "O", "--max_records", "0"], "max_records=0"),

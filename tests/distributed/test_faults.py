@@ -150,6 +150,7 @@ def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert "elsewhere" not in (run.path / ".lock").read_text()
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_one_line_and_no_rank_waits(
     tmp_path: Path, start: Start, end: End
 ) -> None:
@@ -191,6 +192,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [0, 1])
 def test_whoever_does_not_come_is_named_and_the_others_end(tmp_path: Path, start: Start, end: End, absent: int) -> None:
     processes = start(2, tmp_path / "run", *SHORT)

@@ -27,6 +27,7 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_table_that_one_writes_and_one_of_them_speaks(
     trained: Path, tmp_path: Path, start: Start, end: End
 ) -> None:

@@ -36,6 +36,7 @@ def launched(config: str) -> list[str]:
     return ["accelerate", "launch", "--config_file", f"accelerate_configs/{config}.yaml"]
 
 
+@pytest.mark.slow
 def test_accelerate_launch_trains_on_two_processes_and_one_of_them_writes(recipe: Path, tmp_path: Path) -> None:
     done = launch(*launched("cpu_2proc"), recipe=recipe, run=tmp_path / "run", more=("--hardware.num_processes", "2"))
     assert done.returncode == 0, done.stderr
@@ -44,6 +45,7 @@ def test_accelerate_launch_trains_on_two_processes_and_one_of_them_writes(recipe
     assert '"world_size": 2' in (tmp_path / "run" / "manifest.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_launcher_s_silent_single_process_is_refused(recipe: Path, tmp_path: Path) -> None:
     done = launch("accelerate", "launch", "--cpu", "--num_processes", "2", recipe=recipe, run=tmp_path / "run")
     assert done.returncode != 0

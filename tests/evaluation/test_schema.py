@@ -29,7 +29,7 @@ def test_a_good_file_passes_and_may_hold_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"name": "accurracy"}, "not in the list"),
+        ({"name": "correctness"}, "not in the list"),
         ({"value": None}, "null without a reason"),
         ({"value": float("nan")}, "not a finite number"),
         ({"low": None}, "half an interval"),

@@ -127,9 +127,9 @@ def test_steps_lost_to_a_change_of_hardware_stay_counted_and_the_target_still_ho
     drawn = list[tuple[int, bytes]]()
     spied = add_noise
 
-    def spy(sums: Any, *, mechanism: Any, keys: Any, step: int, generator: Any) -> None:
+    def spy(sums: Any, *, mechanism: Any, keys: Any, step: int, **more: Any) -> None:
         drawn.append((step, mechanism.noise(step=step, tensor=0, count=4, keys=keys).tobytes()))
-        spied(sums, mechanism=mechanism, keys=keys, step=step, generator=generator)
+        spied(sums, mechanism=mechanism, keys=keys, step=step, **more)
 
     monkeypatch.setattr("safesynthdp.training.loop.add_noise", spy)
     with monkeypatch.context() as patched:
