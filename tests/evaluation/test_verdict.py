@@ -82,6 +82,7 @@ def test_a_finding_compares_with_private_records_and_never_leaves() -> None:
     assert set(facts) == {"finding", "says", "evidence", "publishable"}
 
 
+@pytest.mark.slow
 def test_a_matrix_with_a_blind_rule_or_a_false_alarm_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = selftest_matrix._settings("quick")
     monkeypatch.setattr("safesynthdp.evaluation.selftest_corpora.SIZES", {"quick": 120})

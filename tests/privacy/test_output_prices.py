@@ -354,6 +354,7 @@ def test_gaussian_steps_of_an_output_carry_the_relation_of_the_ledger() -> None:
     assert replace.noise_multiplier == 2 * add.noise_multiplier
 
 
+@pytest.mark.slow
 def test_the_second_accountant_answers_soon_however_many_steps_there_are() -> None:
     import time
 

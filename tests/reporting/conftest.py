@@ -5,7 +5,7 @@ leave is written with digits that occur nowhere else, so that a test can look fo
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from safesynthdp.cli import run as run_main
+from safesynthdp.reporting import figures
 from safesynthdp.reporting.command import main
 from safesynthdp.runs import RunDirectory
 
@@ -63,6 +64,14 @@ class Drawn:
     code: int
     cards: dict[str, str]
     """Of the weights and of the tuned sample."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coarse_pictures() -> Iterator[None]:
+    """What a PNG shows is looked at in no test; drawing it finely takes a third of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "PNG_DPI", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

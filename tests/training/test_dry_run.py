@@ -72,7 +72,7 @@ def test_a_dry_run_says_what_a_run_would_spend_and_writes_nothing(
             {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
             6.74,
         ),
-        (
+        pytest.param(
             "70b",
             {
                 "hidden_size": 8192,
@@ -82,6 +82,7 @@ def test_a_dry_run_says_what_a_run_would_spend_and_writes_nothing(
                 "num_key_value_heads": 8,
             },
             68.98,
+            marks=pytest.mark.slow,
         ),
     ],
 )
