@@ -175,7 +175,7 @@ def test_a_task_that_always_fails_is_given_up_with_its_reason(
 
 
 def as_administrator(cluster: dict[str, str]) -> None:
-    """A controller that forgot a start begins it twice, drains the node and holds the task until somebody frees both."""
+    """A controller that forgot a start begins it again, drains the node and holds the task until freed."""
     for _ in range(6):
         time.sleep(5)
         nodes = [line.split("|") for line in client(cluster, "sinfo", "-h", "-o", "%n|%T").splitlines()]
