@@ -22,7 +22,7 @@ from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.segments import NOT_COVERED, Segment
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.step import sum_clipped_gradients
+from safesynthdp.training.step import add_noise, sum_clipped_gradients
 
 SUM = "safesynthdp.training.loop.sum_clipped_gradients"
 GO_ON = ["--resume_with_new_segment", "true"]
@@ -292,3 +292,22 @@ def test_whatever_the_parts_the_release_is_their_joint_price_and_steps_never_shr
     found = Ledger.read(path)
     assert [entry.mechanism["steps"] for entry in found.entries] == [mechanism.steps for mechanism in ran]
     assert all(recomputed == stored.epsilon for stored, recomputed in recompute_all(found))
+
+
+def test_no_part_uses_the_noise_of_another_not_even_back_under_the_first_promise(
+    arguments: Arguments, dies: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list[bytes]()
+
+    def spy(sums: Any, *, mechanism: DPSGDMechanism, keys: Any, step: int, **more: Any) -> None:
+        unit = mechanism.noise(step=step, tensor=0, count=4, keys=keys) / mechanism.noise_multiplier
+        drawn.append(unit.round(9).tobytes())
+        add_noise(sums, mechanism=mechanism, keys=keys, step=step, **more)
+
+    monkeypatch.setattr("safesynthdp.training.loop.add_noise", spy)
+    first = {"privacy__target_epsilon": None, "privacy__noise_multiplier": 1.3}
+    assert dies(arguments(**first), 4) == 130
+    assert dies([*arguments(**first | {"privacy__noise_multiplier": 1.7}), *GO_ON], 3) == 130
+    assert run_door(main, [*arguments(**first), *GO_ON]) == 0
+    assert len(drawn) >= 6
+    assert len(set(drawn)) == len(drawn)
