@@ -8,7 +8,7 @@ python attacks/canary_audit.py scores SCORES.parquet --claimed_epsilon 4 --json
 import sys
 
 from safesynthdp.attacks.audit_command import main
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

@@ -13,7 +13,7 @@ accelerate launch --config_file accelerate_configs/cpu_2proc.yaml attacks/shadow
 import sys
 
 from safesynthdp.attacks.command import main
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

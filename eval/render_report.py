@@ -8,8 +8,8 @@ RUN is any run directory (finetune, sample, evaluate, attack) or a folder that h
 
 import sys
 
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 from safesynthdp.reporting.command import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

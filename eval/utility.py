@@ -9,8 +9,8 @@ python eval/utility.py --config eval/recipes/utility.yaml --output_dir OUT --jso
 
 import sys
 
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 from safesynthdp.evaluation.command import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

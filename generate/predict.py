@@ -7,8 +7,8 @@ python generate/predict.py --config generate/recipes/predict_adapters.yaml --out
 
 import sys
 
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 from safesynthdp.generation.predict_command import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

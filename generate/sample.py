@@ -8,8 +8,8 @@ accelerate launch --config_file accelerate_configs/cpu_2proc.yaml generate/sampl
 
 import sys
 
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 from safesynthdp.generation.command import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """One line and an exit code, whatever goes wrong; no private text unless --debug asks for it."""
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,3 +90,34 @@ def test_the_console_script_refuses_nonsense_with_code_2(words: list[str]) -> No
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+LEAVING = """
+import atexit, sys
+from safesynthdp.cli import leave
+
+class Torn:
+    def __del__(self):
+        print("torn down", flush=True)
+
+torn = Torn()
+atexit.register(print, "registered")
+sys.stdout.write("last words ")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("world_size", "words"), [("1", "last words registered\ntorn down\n"), ("2", "last words registered\n")]
+)
+def test_one_of_several_processes_ends_with_its_code_and_does_not_tear_down_its_interpreter(
+    world_size: str, words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING],
+        env=os.environ | {"WORLD_SIZE": world_size},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, words, "")

@@ -12,8 +12,8 @@ The same command goes on where it was interrupted.
 
 import sys
 
-from safesynthdp.cli import run
+from safesynthdp.cli import leave, run
 from safesynthdp.training.command import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    leave(run(main, sys.argv[1:]))

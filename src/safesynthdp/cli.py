@@ -4,11 +4,13 @@ Here: the table of sub-commands and ``run``. Elsewhere: each sub-command's ``mai
 only when it is asked for, so that ``safesynthdp --help`` answers at once.
 """
 
+import atexit
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from safesynthdp.errors import ConfigError, ReportedElsewhere, SafeSynthError
 
@@ -42,7 +44,7 @@ def entry_point() -> None:
 
         sys.stdout.write(f"safesynthdp {version('safesynthdp')}\n")
         sys.exit(0)
-    sys.exit(run(_dispatch, argv))
+    leave(run(_dispatch, argv))
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -69,6 +71,21 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         _complain(f"{_where(error)}; --debug shows the traceback (it may contain private text)", debug=debug)
         return SafeSynthError.exit_code
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``.
+
+    One of several processes ends without tearing down its interpreter: a thread of gloo may still hold the tensor of
+    the last exchange, and aborts the process when it gives it back to an interpreter that is half gone
+    (https://github.com/pytorch/pytorch/pull/179291). Whatever was registered to run at the end has run.
+    """
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]  # no public name
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(argv: Sequence[str]) -> None:
