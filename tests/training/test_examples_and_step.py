@@ -16,7 +16,8 @@ from safesynthdp.privacy.mechanisms import DPSGDMechanism
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import HardwareConfig
-from safesynthdp.training.examples import Example, collate, encode, pack
+from safesynthdp.training.examples import Example, collate, encode
+from safesynthdp.training.micro_batching import pack
 from safesynthdp.training.opacus_engines import HooksEngine
 from safesynthdp.training.step import add_noise, set_gradients, sum_clipped_gradients, zero_sums
 

@@ -1,14 +1,18 @@
 """Rounding cannot lift a record over the clip: large matrices, tokens that cancel, a base in bfloat16."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from opacus.grad_sample.linear import compute_linear_norm_sample
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from safesynthdp.errors import UnsupportedLayer
+from safesynthdp.model_config import LoraConfig
+from safesynthdp.models import make_trainable
 from safesynthdp.training import bookkeeping, layer_gradients, opacus_engines
 from safesynthdp.training.clipping import CLIP_MARGIN, clip_factors, squared_norms
 from safesynthdp.training.layer_gradients import Outer
@@ -166,3 +170,43 @@ def test_the_start_up_check_passes_adapters_on_a_frozen_base_in_bfloat16(build: 
     model = build(name, dtype=torch.float32, base_dtype=torch.bfloat16)
     engine = bookkeeping.BookkeepingEngine(model)
     check_engine(model, engine, vocab_size=VOCAB, pad_token_id=0)
+
+
+def adapters_on_bfloat16(at_layer_1: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """Return a Llama with adapters whose second layer sees what ``at_layer_1`` makes of its input, [B, T, d]."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = make_trainable(LlamaForCausalLM(config).bfloat16(), LoraConfig(lora_r=4), seed=1, use_lora=True)
+    if at_layer_1 is not None:
+        layer = model.get_submodule("base_model.model.model.layers.1")
+        layer.register_forward_pre_hook(lambda _, inputs: (at_layer_1(inputs[0]), *inputs[1:]))
+    return model.train()
+
+
+def start_up_check(model: nn.Module) -> None:
+    check_engine(model, bookkeeping.BookkeepingEngine(model), vocab_size=VOCAB, pad_token_id=0)
+
+
+def test_the_start_up_check_passes_a_base_in_bfloat16_that_rounds_each_shape_of_a_batch_otherwise() -> None:
+    start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd * (1 + 0.01 * x_BTd.shape[1])))
+
+
+def test_the_start_up_check_refuses_a_base_in_bfloat16_that_reads_the_padding() -> None:
+    with pytest.raises(UnsupportedLayer, match="reads the padding"):
+        start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd + 0.02 * x_BTd[:, -1:]))
+
+
+def test_the_start_up_check_refuses_a_base_in_bfloat16_that_is_another_function_of_a_whole_batch() -> None:
+    with pytest.raises(UnsupportedLayer, match="in a batch than alone"):
+        start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd / len(x_BTd) ** 2))
+
+
+def test_the_start_up_check_refuses_norms_under_a_base_in_bfloat16_that_are_three_percent_low(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norms = bookkeeping.BookkeepingTape.norms
+    monkeypatch.setattr(bookkeeping.BookkeepingTape, "norms", lambda self: norms(self) * 0.97)
+    with pytest.raises(UnsupportedLayer, match="norms are wrong"):
+        start_up_check(adapters_on_bfloat16())

@@ -20,8 +20,9 @@ from safesynthdp.errors import ConfigError, UnsupportedLayer
 from safesynthdp.generation.draws import stream
 from safesynthdp.generation.shard_config import ShardTraining
 from safesynthdp.model_config import LoraConfig
-from safesynthdp.training.examples import Example, collate, pack
+from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses
+from safesynthdp.training.micro_batching import pack
 
 _ORDER_STREAM = 7
 _MAX_TOKENS = 2048

@@ -1,14 +1,14 @@
-"""From records to token ids, and from token ids to micro-batches.
+"""From records to token ids, and from token ids to a padded batch.
 
-Here: encoding one record alone, sorting by length and cutting by a token budget. Elsewhere: which records a step
-takes (privacy/mechanisms.py). Shapes: B rows, T padded length.
+Here: encoding one record alone, padding. Elsewhere: which records a step takes (privacy/mechanisms.py), and which of
+them share a micro-batch (micro_batching.py). Shapes: B rows, T padded length.
 
 Guarantee:
     Everything here is record-local: what a record becomes depends on that record, the public template and the public
     tokenizer. Nothing is packed: no row holds two records.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from safesynthdp.models import PromptTemplate, token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from safesynthdp.training.micro_batching import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,26 +100,21 @@ def prompt_ids(label: str, *, tokenizer: "PreTrainedTokenizerBase", template: Pr
     return ids
 
 
-def pack(lengths: Sequence[int], *, max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
-    """Return positions into ``lengths``, sorted by length and cut so that rows x longest <= ``max_tokens``.
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    shape: "Shape | None" = None,
+) -> Batch:
+    """Pad on the right; the mask is by length, never by token id, so a pad id inside a text is text.
 
-    A single record longer than the budget gets a batch of its own. The sum of clipped gradients does not depend on
-    the cut, so neither does the guarantee.
+    With ``shape``, rows without a text, and so without a target, fill what is missing.
     """
-    batches = list[list[int]]()
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        last = batches[-1] if batches else []
-        fits = last and (len(last) + 1) * lengths[index] <= max_tokens and (max_rows is None or len(last) < max_rows)
-        if fits:
-            last.append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
-def collate(examples: Sequence[Example], *, pad_token_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad on the right; the mask is by length, never by token id, so a pad id inside a text is text."""
-    width = max(len(example) for example in examples)
+    if shape is not None:
+        empty = Example(input_ids=(pad_token_id,), num_prompt_tokens=shape.first_target, is_truncated=False)
+        examples = [*examples, *[empty] * (shape.rows - len(examples))]
+    width = max(len(example) for example in examples) if shape is None else shape.width
     input_ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
     mask = torch.zeros((len(examples), width), dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -128,21 +125,8 @@ def collate(examples: Sequence[Example], *, pad_token_id: int, device: torch.dev
         input_ids_BT=input_ids.to(device),
         position_ids_BT=positions.to(device),
         target_mask_BT=mask.to(device),
-        first_target=min(example.num_prompt_tokens for example in examples),
+        first_target=shape.first_target if shape else min(example.num_prompt_tokens for example in examples),
     )
-
-
-def micro_batches(units: Sequence[Sequence[Example]], *, max_tokens: int, max_rows: int | None) -> Iterator[list[int]]:
-    """Yield positions into ``units``, micro-batch by micro-batch, shortest first; nothing for an empty draw.
-
-    Units of one micro-batch have equally many records. The budget counts rows x padded length.
-    """
-    for count in sorted({len(unit) for unit in units}):
-        same = [i for i, unit in enumerate(units) if len(unit) == count]
-        lengths = [max(len(example) for example in units[i]) for i in same]
-        rows = None if max_rows is None else max(1, max_rows // count)
-        for chosen in pack(lengths, max_tokens=max(1, max_tokens // count), max_rows=rows):
-            yield [same[i] for i in chosen]
 
 
 def _example(prompt: tuple[int, ...], text: Sequence[int], *, end: int, max_length: int) -> Example:

@@ -32,7 +32,9 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     no mask is needed.
     """
     kept = batch.input_ids_BT.shape[1] - batch.first_target + 1
-    extra = {"logits_to_keep": kept} if _accepts(model, "logits_to_keep") else {}
+    # Positions, not a number: a product of a slice copies the whole matrix for each row (bfloat16 on a CPU).
+    last = torch.arange(-kept, 0, device=batch.input_ids_BT.device)
+    extra = {"logits_to_keep": last} if _accepts(model, "logits_to_keep") else {}
     positions = {"position_ids": batch.position_ids_BT} if _accepts(model, "position_ids") else {}
     logits_BKV = model(input_ids=batch.input_ids_BT, use_cache=False, **positions, **extra).logits
     logits_BKV = logits_BKV[:, -kept:-1]

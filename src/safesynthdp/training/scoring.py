@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from safesynthdp.training.examples import Example, collate, micro_batches
+from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import target_log_probs
+from safesynthdp.training.micro_batching import micro_batches
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.sharding import deal
 

@@ -21,8 +21,15 @@ from safesynthdp.errors import ConfigError, SafeSynthError
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows
 from safesynthdp.training.config import HardwareConfig
-from safesynthdp.training.examples import Example, collate, micro_batches
+from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses
+from safesynthdp.training.micro_batching import (
+    Shape,
+    longest_input,
+    micro_batches,
+    rounds_by_shape,
+    shaped_micro_batches,
+)
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.sharding import deal
 
@@ -80,22 +87,22 @@ def sum_clipped_gradients(
     for total in sums.values():
         total.zero_()
     losses, norms = list[Tensor](), list[Tensor]()
-    chosen = list(
-        micro_batches(drawn, max_tokens=hardware.max_tokens_per_microbatch, max_rows=hardware.physical_batch_size)
-    )
-    costs = [_tokens([drawn[i] for i in positions]) for positions in chosen]
+    chosen = _micro_batches(model, drawn, hardware)
+    costs = [shape.rows * shape.width if shape else _tokens([drawn[i] for i in rows]) for rows, shape in chosen]
     shares = deal(costs, world_size=ranks.world_size)
     with ranks.working():
         for number in shares[ranks.rank]:
+            positions, shape = chosen[number]
             torch.manual_seed(dropout_seed + number)
             losses_U, norms_U = clip_units(
                 model,
                 engine,
                 sums,
-                [drawn[i] for i in chosen[number]],
+                [drawn[i] for i in positions],
                 per_sample_max_grad_norm=per_sample_max_grad_norm,
                 pad_token_id=pad_token_id,
                 device=next(iter(sums.values())).device,
+                shape=shape,
             )
             losses.append(losses_U)
             norms.append(norms_U)
@@ -116,27 +123,38 @@ def clip_units(
     per_sample_max_grad_norm: float,
     pad_token_id: int,
     device: torch.device | str = "cpu",
+    shape: Shape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the clipped gradients of one micro-batch to ``sums`` and return losses and norms, [U] each, on the CPU.
 
-    A unit's loss is the mean over its records, of which each unit here has equally many. Where an engine cannot leave
+    A unit's loss is the mean over its records, of which each unit here has equally many. ``shape`` is filled up with
+    units without a target, whose gradient is 0 and which are not returned. Where an engine cannot leave
     out a gradient that is not finite, the micro-batch runs again without that unit, whose norm stays NaN.
     """
-    batch = collate([example for unit in units for example in unit], pad_token_id=pad_token_id, device=device)
-    with engine.tape(rows=batch.rows, units=len(units)) as tape:
-        losses_U = record_losses(model, batch).view(len(units), -1).mean(dim=1)
+    examples, real = [example for unit in units for example in unit], len(units)
+    batch = collate(examples, pad_token_id=pad_token_id, device=device, shape=shape)
+    filled = batch.rows // len(units[0])
+    with engine.tape(rows=batch.rows, units=filled) as tape:
+        losses_U = record_losses(model, batch).view(filled, -1).mean(dim=1)
         try:
             norms_U = tape.clip_into(sums, losses_U, per_sample_max_grad_norm=per_sample_max_grad_norm)
-            return losses_U.detach().cpu(), norms_U.cpu()
+            return losses_U.detach().cpu()[:real], norms_U.cpu()[:real]
         except NonFiniteRows as broken:
-            norms_U = broken.norms_U.cpu()
-    losses_U = losses_U.detach().cpu()
+            norms_U = broken.norms_U.cpu()[:real]
+    losses_U = losses_U.detach().cpu()[:real]
     finite = [i for i, ok in enumerate(norms_U.isfinite().tolist()) if ok]
     if finite:
         left = [units[i] for i in finite]
-        bound, pad = per_sample_max_grad_norm, pad_token_id
-        again = clip_units(model, engine, sums, left, per_sample_max_grad_norm=bound, pad_token_id=pad, device=device)
-        losses_U[finite], norms_U[finite] = again
+        losses_U[finite], norms_U[finite] = clip_units(
+            model,
+            engine,
+            sums,
+            left,
+            per_sample_max_grad_norm=per_sample_max_grad_norm,
+            pad_token_id=pad_token_id,
+            device=device,
+            shape=shape,
+        )
     return losses_U, norms_U
 
 
@@ -216,6 +234,16 @@ def _keep_up(
                 pad_token_id=pad_token_id,
                 device=device,
             )
+
+
+def _micro_batches(
+    model: nn.Module, drawn: Sequence[Sequence[Example]], hardware: HardwareConfig
+) -> list[tuple[list[int], Shape | None]]:
+    """Cut the draw; where shapes matter, no record decides another one's."""
+    most, rows = hardware.max_tokens_per_microbatch, hardware.physical_batch_size
+    if rounds_by_shape(model):
+        return list(shaped_micro_batches(drawn, max_tokens=most, max_rows=rows, longest=longest_input(model)))
+    return [(positions, None) for positions in micro_batches(drawn, max_tokens=most, max_rows=rows)]
 
 
 def _tokens(units: Sequence[Sequence[Example]]) -> int:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from safesynthdp.training.examples import Example, collate, micro_batches
+from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import target_logits
+from safesynthdp.training.micro_batching import micro_batches
 
 LEAST_DEVIATION = 1e-6
 """A sharper distribution than this has no spread to divide by."""
