@@ -63,8 +63,8 @@ def shaped_micro_batches(
     """Yield positions into ``units``, each micro-batch with the shape that each of its units would have alone.
 
     Guarantee:
-        A base in bfloat16 rounds each shape of a batch otherwise: 2 to 3 % of a record's gradient on SmolLM2-135M (CPU;
-        5e-6 in float32), and not at all at one shape, whatever stands in the other rows. If other records decided the
+        A base in bfloat16 rounds each shape of a batch otherwise: up to 4 % of a gradient on SmolLM2-135M (CPU;
+        4e-6 in float32), and not at all at one shape, whatever stands in the other rows. If other records decided the
         shape, one more or less would move the gradients of all, and the sum by more than C.
 
     Args:
