@@ -37,7 +37,8 @@ from safesynthdp.training.launching import start_ranks
 from safesynthdp.training.loop import Job, _noise_once
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.scoring import token_log_probs
-from safesynthdp.training.selfcheck import check_engine, check_ranks
+from safesynthdp.training.selfcheck import check_engine
+from safesynthdp.training.selfcheck_ranks import check_ranks
 from safesynthdp.training.state import state_tensors
 from safesynthdp.training.step import StepFacts, set_gradients, sum_clipped_gradients, zero_sums
 

@@ -2,33 +2,30 @@
 
 Here: three made-up ragged records through the real model, wrapper, dtype, device and engine, against autograd on each
 record alone. No private record is touched and nothing is spent. Elsewhere: static refusals by name (clippable.py), the
-same with an explanation on screen (``safesynthdp selftest engine``).
+same with an explanation on screen (``safesynthdp selftest engine``), several processes (selfcheck_ranks.py).
 """
 
 import math
 import statistics
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from safesynthdp.errors import SafeSynthError, UnsupportedLayer
+from safesynthdp.errors import UnsupportedLayer
 from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows, trainable_parameters
-from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.full_shards import trained_here
 from safesynthdp.training.loss import record_losses
 from safesynthdp.training.micro_batching import rounds_by_shape
 from safesynthdp.training.ranks import Ranks
-from safesynthdp.training.step import clip_units, sum_clipped_gradients, zero_sums
+from safesynthdp.training.selfcheck_records import as_if_trained, lengths_of, made_up_records, rank_0_alone_gives
+from safesynthdp.training.step import clip_units, zero_sums
 
 FLOAT32_TOLERANCE = 1e-3
 BFLOAT16_TOLERANCE = 2e-2
 BFLOAT16_SHAPES = 0.2
-"""A base in bfloat16 rounds each shape of a batch otherwise: 3.5 % of a norm, 9 % of a tensor on SmolLM2-135M."""
-_LENGTHS = (7, 12, 9)
+"""A base in bfloat16 rounds each shape of a batch otherwise: percents of a norm (benchmarks/shape_rounding.py)."""
 _WAY_OUT = "choose another hardware.clipping_engine, freeze it or use LoRA"
 
 
@@ -46,8 +43,8 @@ def check_engine(
         UnsupportedLayer: Naming the first parameter whose gradient is wrong, and the way out.
     """
     check = _Check(model, engine, pad_token_id, ranks or Ranks())
-    with _as_if_trained(model, check.trainable):
-        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id)
+    with as_if_trained(model, check.trainable):
+        made = made_up_records(vocab_size=vocab_size, pad_token_id=pad_token_id)
         singles = check.single_gradients(made)
         norms = [check.norm(grads) for grads in singles]
         bound = statistics.median(norms)
@@ -56,47 +53,6 @@ def check_engine(
         check.rows_do_not_interact(made, bound)
         check.padding_is_not_read(made, bound)
         check.not_finite_adds_nothing(made, singles, bound)
-
-
-def check_ranks(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, vocab_size: int, pad_token_id: int) -> None:
-    """Compare the sum over all ranks with that of one process, for a draw of all records, of one, and of none.
-
-    Raises:
-        SafeSynthError: If the ranks together add up something else.
-    """
-    if not ranks.are_several:
-        return
-    trainable = trained_here(model, ranks)
-
-    def add_up(drawn: Sequence[Example], sums: Mapping[str, Tensor], who: Ranks) -> None:
-        sum_clipped_gradients(
-            model,
-            engine,
-            sums,
-            [[example] for example in drawn],
-            per_sample_max_grad_norm=math.inf if engine.name == "plain" else 1.0,
-            hardware=HardwareConfig(physical_batch_size=2),
-            pad_token_id=pad_token_id,
-            dropout_seed=0,
-            ranks=who,
-        )
-
-    lone = Ranks(shards=ranks.shards, is_sharded=ranks.shards is not None)
-    with _as_if_trained(model, trainable):
-        made = _made_up(vocab_size=vocab_size, pad_token_id=pad_token_id)
-        for drawn in (made * ranks.world_size, made[:1], []):
-            alone, together = zero_sums(trainable), zero_sums(trainable)
-            with _rank_0_alone_gives(ranks):
-                add_up(drawn, alone, lone)
-            add_up(drawn, together, ranks)
-            differences = [total - alone[name] for name, total in together.items()]
-            found = [*_lengths(differences, ranks), *_lengths(alone.values(), ranks)]
-            for name, error, size in zip(together, found[: len(together)], found[len(together) :], strict=True):
-                if not error <= FLOAT32_TOLERANCE * size:
-                    raise SafeSynthError(
-                        f"{name}: {ranks.world_size} processes add up another gradient than one does; run on one "
-                        "process, or check that all machines and devices are alike"
-                    )
 
 
 class _Check:
@@ -112,7 +68,7 @@ class _Check:
     def clipped(self, made: Sequence[Example], bound: float) -> tuple[dict[str, Tensor], Tensor]:
         """Return sums and norms of a batch, by the engine."""
         sums = zero_sums(self.trainable)
-        with _rank_0_alone_gives(self.ranks):
+        with rank_0_alone_gives(self.ranks):
             _, norms = clip_units(
                 self.model,
                 self.engine,
@@ -194,7 +150,7 @@ class _Check:
         sums = zero_sums(self.trainable)
         batch = collate(made, pad_token_id=self.pad_token_id, device=self.device)
         poison_B = torch.tensor([math.nan] + [1.0] * (len(made) - 1), device=self.device)
-        with _rank_0_alone_gives(self.ranks), self.engine.tape(rows=len(made)) as tape:
+        with rank_0_alone_gives(self.ranks), self.engine.tape(rows=len(made)) as tape:
             losses_B = record_losses(self.model, batch) * poison_B
             try:
                 tape.clip_into(sums, losses_B, per_sample_max_grad_norm=bound)
@@ -204,7 +160,7 @@ class _Check:
 
     def norm(self, grads: Mapping[str, Tensor]) -> float:
         """Return the L2 norm over all tensors, and over all ranks' parts of them."""
-        return math.hypot(*_lengths(grads.values(), self.ranks))
+        return math.hypot(*lengths_of(grads.values(), self.ranks))
 
     def _compare(self, sums: Mapping[str, Tensor], singles: Sequence[Mapping[str, Tensor]], bound: float) -> None:
         """Compare tensor by tensor; all ranks come to the same verdict."""
@@ -213,8 +169,8 @@ class _Check:
             name: torch.stack([grads[name] * scale for grads, scale in zip(singles, scales, strict=True)]).sum(dim=0)
             for name in sums
         }
-        sizes = _lengths(expected.values(), self.ranks)
-        errors = _lengths([total - expected[name] for name, total in sums.items()], self.ranks)
+        sizes = lengths_of(expected.values(), self.ranks)
+        errors = lengths_of([total - expected[name] for name, total in sums.items()], self.ranks)
         rounded = self.tolerance / 100 * math.hypot(*sizes)  # a key's bias may have no gradient but rounding
         for name, size, error in zip(sums, sizes, errors, strict=True):
             if not size:
@@ -234,76 +190,3 @@ class _Check:
             return float(unit.norm())
 
         return max(sums, key=distance)
-
-
-def _lengths(tensors: Iterable[Tensor], ranks: Ranks) -> list[float]:
-    """Return the L2 norm of each tensor, whole if ranks hold parts of it."""
-    squares = [float(tensor.double().square().sum()) for tensor in tensors]
-    return [math.sqrt(total) for total in (ranks.total(squares) if ranks.shards else squares)]
-
-
-def _rank_0_alone_gives(ranks: Ranks) -> AbstractContextManager[None]:
-    """Where sums are sharded and all ranks run the same records: count them once."""
-    return ranks.shards.giving_nothing(unless=ranks.shards.ranks.is_main) if ranks.shards else nullcontext()
-
-
-@contextmanager
-def _as_if_trained(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Without dropout and with nothing at zero; weights and rates are restored on leaving."""
-    before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    rates = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and ("drop" in name.lower() or isinstance(module, nn.Dropout))
-    ]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        for module, name, _ in rates:
-            setattr(module, name, 0.0)
-        with torch.no_grad():
-            for parameter in trainable.values():
-                if not bool(parameter.any()):
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-        yield
-    finally:
-        for module, name, rate in rates:
-            setattr(module, name, rate)
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(before[name])
-                parameter.grad = None
-
-
-def _made_up(*, vocab_size: int, pad_token_id: int) -> list[Example]:
-    """Three records of random tokens, with the pad token inside one of them."""
-    generator = torch.Generator().manual_seed(1)
-    made = list[Example]()
-    for row, length in enumerate(_LENGTHS):
-        ids = torch.randint(vocab_size, (length,), generator=generator).tolist()
-        if row == 0:
-            ids[3] = pad_token_id
-        made.append(Example(input_ids=tuple(ids), num_prompt_tokens=2, is_truncated=False))
-    return made
-
-
-def seconds_per_token(
-    model: nn.Module,
-    engine: ClippingEngine,
-    *,
-    rows: int,
-    length: int,
-    vocab_size: int,
-    pad_token_id: int,
-    ranks: Ranks | None = None,
-) -> float:
-    """Time one clipped micro-batch of made-up records and return seconds per token."""
-    trainable = trained_here(model, ranks or Ranks())
-    device = next(iter(trainable.values())).device
-    ids = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(0)).tolist()
-    made = [[Example(input_ids=tuple(row), num_prompt_tokens=1, is_truncated=False)] for row in ids]
-    bound, pad = math.inf if engine.name == "plain" else 1.0, pad_token_id
-    sums = zero_sums(trainable)
-    began = time.monotonic()
-    clip_units(model, engine, sums, made, per_sample_max_grad_norm=bound, pad_token_id=pad, device=device)
-    return (time.monotonic() - began) / (rows * length)
