@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from safesynthdp.errors import UnsupportedLayer
 from safesynthdp.model_config import LoraConfig
 from safesynthdp.models import make_trainable
-from safesynthdp.training.clipping import trainable_parameters
+from safesynthdp.training.bookkeeping import BookkeepingEngine
+from safesynthdp.training.clipping import CLIP_MARGIN, trainable_parameters
 from safesynthdp.training.config import HardwareConfig
 from safesynthdp.training.engines import choose_engine
 from safesynthdp.training.examples import Example, collate
-from safesynthdp.training.micro_batching import Shape, rounds_by_shape, shaped_micro_batches
+from safesynthdp.training.micro_batching import Shape, shaped_micro_batches
+from safesynthdp.training.precision import products, rounds_by_shape
 from safesynthdp.training.step import sum_clipped_gradients, zero_sums
 
 VOCAB = 41
@@ -118,3 +121,32 @@ def test_one_record_more_moves_the_sum_by_at_most_the_clip_even_if_every_shape_i
 def test_a_float32_model_is_packed_tightly_and_a_bfloat16_base_is_seen() -> None:
     assert not rounds_by_shape(rounding_by_shape(torch.float32))
     assert rounds_by_shape(rounding_by_shape(torch.bfloat16))
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_norms_and_sums_are_full_products_whatever_the_passes_through_the_model_are(precision: str) -> None:
+    """By the Gram route and by the other: a record releases at most C, and not less."""
+    torch.manual_seed(0)
+    for width, length in ((256, 4), (16, 200)):
+        model = nn.Sequential(nn.Linear(width, width, bias=False))
+        engine = BookkeepingEngine(model)
+        sums = {"0.weight": torch.zeros(width, width)}
+        with products(precision), engine.tape(rows=2) as tape:
+            losses_B = model(torch.randn(2, length, width)).square().sum(dim=(1, 2))
+            tape.clip_into(sums, losses_B * torch.tensor([1.0, 0.0]), per_sample_max_grad_norm=0.1)
+        released = float(sums["0.weight"].double().norm())
+        assert 0.1 * (1 - 1.001 * CLIP_MARGIN) <= released <= 0.1 * (1 - 0.999 * CLIP_MARGIN)
+
+
+@pytest.mark.parametrize("engine", ["hooks", "ghost"])
+def test_an_engine_whose_norms_would_be_rounded_is_refused_with_faster_products(engine: str) -> None:
+    with products("medium"), pytest.raises(UnsupportedLayer, match="float32_matmul_precision=medium"):
+        choose_engine(nn.Sequential(nn.Linear(2, 2)), clipping_engine=engine, rows=2)
+    assert choose_engine(nn.Sequential(nn.Linear(2, 2)), clipping_engine=engine, rows=2).engine.name == engine
+
+
+def test_faster_products_end_where_they_began_and_give_micro_batches_fixed_shapes() -> None:
+    model = nn.Linear(2, 2)
+    with products("medium"):
+        assert rounds_by_shape(model)
+    assert not rounds_by_shape(model)

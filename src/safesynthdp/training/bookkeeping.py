@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from safesynthdp.errors import SafeSynthError, UnsupportedLayer
 from safesynthdp.training.clipping import clip_factors, trainable_parameters, units_of
 from safesynthdp.training.layer_gradients import Formed, LayerGradient, Lookup, Outer, Tied, gram, is_formed
+from safesynthdp.training.precision import products
 from safesynthdp.training.recording import forward_of
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class BookkeepingTape:
 
     def matrix(self, layer: str, inputs: Tensor, grads: Tensor, *, transposed: bool) -> None:
         """See ``Recorder.matrix``: choose the route for this layer and length."""
+        with products("highest"):
+            self._matrix(layer, inputs, grads, transposed=transposed)
+
+    def _matrix(self, layer: str, inputs: Tensor, grads: Tensor, *, transposed: bool) -> None:
         name = self._owners[layer, "weight"]
         inputs_USd, grads_USp = self._by_unit(layer, name, inputs), self._by_unit(layer, name, grads)
         rows_US, columns_US = (inputs_USd, grads_USp) if transposed else (grads_USp, inputs_USd)
@@ -152,10 +157,11 @@ class BookkeepingTape:
         name = self._owners[layer, "weight"]
         grads_USd = self._by_unit(layer, name, grads)
         lookup = Lookup(ids.reshape(self._units, -1), grads_USd)
-        if name in self._ties:
-            self._half(name, lookup)
-        else:
-            self._keep(name, lookup)
+        with products("highest"):
+            if name in self._ties:
+                self._half(name, lookup)
+            else:
+                self._keep(name, lookup)
 
     def formed(self, layer: str, parameter: str, grads: Tensor) -> None:
         """See ``Recorder.formed``."""
@@ -193,10 +199,11 @@ class BookkeepingTape:
             found = self._found.pop(name)
             if any_broken:
                 found.drop(broken_U)
-            if self._shards is None:
-                found.add_into(total, factors_U)
-            else:
-                self._shards.add_part(name, found, factors_U, total)
+            with products("highest"):
+                if self._shards is None:
+                    found.add_into(total, factors_U)
+                else:
+                    self._shards.add_part(name, found, factors_U, total)
 
     def found(self) -> Mapping[str, LayerGradient]:
         """Return what is held of each trainable until the factors are known."""

@@ -124,9 +124,11 @@ def finetune(config: FinetuneConfig, run: RunDirectory, ranks: "Ranks") -> None:
             "label_set_is_public": split.train.label_set_is_public,
         },
     )
+    from safesynthdp.training.precision import products
     from safesynthdp.training.session import run_session
 
-    run_session(config, run, split.train, units=units, plan=plan, spending=spending, ranks=ranks)
+    with products(config.hardware.float32_matmul_precision):
+        run_session(config, run, split.train, units=units, plan=plan, spending=spending, ranks=ranks)
 
 
 def _open_run(config: FinetuneConfig, ranks: "Ranks") -> RunDirectory:

@@ -147,6 +147,10 @@ class HardwareConfig:
     gradients (hooks). All are exact; 'auto' takes the fastest that fits the model and says why."""
     mixed_precision: Literal["no"] = "no"
     """Autocast; model.dtype=bfloat16 stores the frozen base smaller instead."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of the passes through the model, as in torch.set_float32_matmul_precision: 'medium' rounds the factors of a
+    product to bfloat16 where that is faster (AMX, AVX512-BF16, GPUs), 'high' to TF32. Norms and sums stay in full
+    float32. Needs hardware.clipping_engine=bookkeeping (or auto, where that is what it takes)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     sharding: Literal["auto", "none", "frozen_base", "full"] = "auto"

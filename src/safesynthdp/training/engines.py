@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from safesynthdp.errors import UnsupportedLayer
@@ -45,6 +46,18 @@ def choose_engine(
     Raises:
         UnsupportedLayer: If the named engine, or under 'auto' none, is exact for this model and fits its memory.
     """
+    chosen = _choose(model, clipping_engine=clipping_engine, rows=rows, rows_per_unit=rows_per_unit, dp=dp)
+    precision = torch.get_float32_matmul_precision()
+    if dp and precision != "highest" and chosen.engine.name != "bookkeeping":
+        chosen.engine.close()
+        raise UnsupportedLayer(
+            f"hardware.float32_matmul_precision={precision}: hardware.clipping_engine={chosen.engine.name} would round "
+            "its norms too; use highest, or bookkeeping where it fits the model"
+        )
+    return chosen
+
+
+def _choose(model: nn.Module, *, clipping_engine: str, rows: int, rows_per_unit: int, dp: bool) -> Chosen:
     if not dp:
         return Chosen(engine=PlainEngine(model), reason="privacy.mode=none clips nothing")
     if clipping_engine == "ghost" and rows_per_unit > 1:
@@ -74,8 +87,6 @@ def _hooks_bytes(model: nn.Module, *, rows: int) -> int:
 
 def _free_bytes(model: nn.Module) -> int:
     """Return the memory of the model's device."""
-    import torch
-
     device = next(iter(trainable_parameters(model).values())).device
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

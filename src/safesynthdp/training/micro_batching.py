@@ -86,11 +86,6 @@ def longest_input(model: nn.Module) -> int:
     return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
 
 
-def rounds_by_shape(model: nn.Module) -> bool:
-    """Return whether some of the model computes in a precision in which a micro-batch's shape matters."""
-    return any(parameter.element_size() < 4 for parameter in model.parameters())
-
-
 def _own_shape(unit: Sequence[Example], *, max_tokens: int, max_rows: int | None, longest: int) -> Shape:
     """Round a unit's length up and its prompt's down, and give it the rows that fit, whole units."""
     length, prompt = max(len(example) for example in unit), min(example.num_prompt_tokens for example in unit)

@@ -17,7 +17,7 @@ from safesynthdp.training.clipping import ClippingEngine, NonFiniteRows, trainab
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.full_shards import trained_here
 from safesynthdp.training.loss import record_losses
-from safesynthdp.training.micro_batching import rounds_by_shape
+from safesynthdp.training.precision import rounds_by_shape
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.selfcheck_records import as_if_trained, lengths_of, made_up_records, rank_0_alone_gives
 from safesynthdp.training.step import clip_units, zero_sums

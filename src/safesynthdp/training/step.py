@@ -27,9 +27,9 @@ from safesynthdp.training.micro_batching import (
     Shape,
     longest_input,
     micro_batches,
-    rounds_by_shape,
     shaped_micro_batches,
 )
+from safesynthdp.training.precision import rounds_by_shape
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.sharding import deal
 
