@@ -41,7 +41,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "data.max_length": "32",
         "privacy.mode": "none",
         "train.expected_batch_size": "30",
-        "train.max_steps": "50",
+        "train.max_steps": "120",
         "train.learning_rate": "3e-3",
     }
     assert run(finetune, [f"--{key}={value}" for key, value in flags.items()]) == 0
@@ -55,7 +55,7 @@ def test_texts_a_model_knows_by_heart_are_told_from_held_out_ones(overfitted: Ru
     assert all(rows[attack]["auc"] > 0.85 for attack in ("loss", "ref", "zlib"))
     assert all(row["benchmark_valid"] is True for row in rows.values())
     assert rows["loss"]["epsilon_claimed"] is None
-    assert rows["loss"]["num_epochs"] == pytest.approx(50 * 30 / overfitted.manifest["data"]["num_records"])
+    assert rows["loss"]["num_epochs"] == pytest.approx(120 * 30 / overfitted.manifest["data"]["num_records"])
 
 
 @pytest.mark.slow
