@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from safesynthdp.attacks.pool_config import SlurmConfig
+from safesynthdp.reporting.pipeline_calls import Job
 from safesynthdp.reporting.pipeline_engine import BLOCKED, Outcome
-from safesynthdp.reporting.pipeline_jobs import Job
 from safesynthdp.reporting.pipeline_slurm import SlurmEngine
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

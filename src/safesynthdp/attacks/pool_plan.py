@@ -118,9 +118,18 @@ def write_plan(plan: AuditPlan) -> Pool:
     bits = assignment_table(units, seed=config.seed, num_models=config.num_models, with_target=config.with_target)
     _write_table(run.path / ASSIGNMENT, bits)
     write_json(run.path / PLAN, pool.plan, private=True)
-    run.finish(recipe_hash=pool.plan["recipe_hash"], data_hash=pool.plan["data_hash"])
+    run.finish(recipe_hash=pool.plan["recipe_hash"], data_hash=pool.plan["data_hash"], parents=_parents(config))
     (run.path / MANIFEST).chmod(0o600)
     return pool
+
+
+def _parents(config: PoolConfig) -> list[dict[str, str]]:
+    """Return the finetune run whose recipe is audited, where it is one: a report shows the audit beside its claim."""
+    path = Path(config.recipe)
+    if not (path / MANIFEST).is_file() or config.overrides:
+        return []
+    run = RunDirectory.open(path, kind="finetune")
+    return [{"kind": "finetune", "run_id": str(run.manifest["run_id"]), "path": str(run.path)}]
 
 
 def read_recipe(config: PoolConfig) -> "FinetuneConfig":

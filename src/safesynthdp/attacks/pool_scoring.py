@@ -78,6 +78,7 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
     from safesynthdp.attacks.roc import roc_rows
     from safesynthdp.attacks.shard import write_private_table
 
+    (pool.path / AUDIT).unlink(missing_ok=True)  # an audit that is there is the last one, and whole
     tables = gather(pool)
     scores, rows = audit_pool(
         tables.signals,
@@ -95,7 +96,7 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
     write_private_table(pool.path / SCORES, scores)
     write_private_table(pool.path / RISK, record_risk(scores))
     write_json(pool.path / ROC, {"rows": roc_rows(scores, tables.claims, records=tables.records)}, private=True)
-    write_json(pool.path / AUDIT, {"version": 1, "rows": rows}, private=True)
+    write_json(pool.path / AUDIT, {"version": 1, "alpha": config.alpha, "rows": rows}, private=True)
     return rows
 
 

@@ -18,6 +18,7 @@ LEAST_CLIP = 0.05
 """Of the temperature. Below it no record moves a token's log-probability by more: nothing is learnt from them."""
 _MOST_CLIP = 50.0
 _MOST_SHARDS = 10_000_000
+_MOST_SCALE = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,50 @@ def plan_output(
         epsilon=found.epsilon(delta=delta),
         num_texts=batches * found.texts_per_batch,
     )
+
+
+def largest_clip(
+    make: Callable[[float], OutputMechanism], *, temperature: float, target_epsilon: float, delta: float
+) -> OutputMechanism:
+    """Return the mechanism of the largest clip whose price is at most the target; ``make`` gives that of a clip.
+
+    Raises:
+        BudgetExhausted: If even a clip of ``LEAST_CLIP`` times the temperature costs more.
+    """
+    found = _largest_clip(
+        lambda clip: make(clip * temperature).epsilon(delta=delta) <= target_epsilon, _MOST_CLIP * (1 - 1e-9)
+    )
+    if found is None:
+        cost = make(LEAST_CLIP * temperature).epsilon(delta=delta)
+        raise BudgetExhausted(
+            f"target_epsilon={target_epsilon:g}: even clip={LEAST_CLIP * temperature:g} costs epsilon={cost:.4g}; use "
+            "more shards, fewer tokens or fewer texts a batch"
+        )
+    return make(found * temperature)
+
+
+def least_scale(make: Callable[[float], OutputMechanism], *, target_epsilon: float, delta: float) -> OutputMechanism:
+    """Return the mechanism of the least noise whose price is at most the target; ``make`` gives that of a scale.
+
+    Raises:
+        BudgetExhausted: If no scale below ``_MOST_SCALE`` does.
+    """
+
+    def fits(scale: float) -> bool:
+        return make(scale).epsilon(delta=delta) <= target_epsilon
+
+    high = 1.0
+    while not fits(high):
+        high *= 4
+        if high > _MOST_SCALE:
+            raise BudgetExhausted(f"target_epsilon={target_epsilon:g}: no scale below {_MOST_SCALE:g} does; raise it")
+    low = high
+    while fits(low) and low > 1 / _MOST_SCALE:
+        low /= 4
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return make(high)
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

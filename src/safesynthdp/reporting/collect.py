@@ -10,10 +10,11 @@ from pathlib import Path
 from safesynthdp.errors import UserError
 from safesynthdp.reporting.facts import Group, Stage
 from safesynthdp.reporting.lengths import RecordLengths
+from safesynthdp.reporting.pools import POOL, read_pool, with_owner
 from safesynthdp.reporting.reading import read_attack, read_evaluation, read_finetune, read_sample, read_stage
 from safesynthdp.runs import MANIFEST, RunDirectory
 
-KINDS = ("finetune", "sample", "evaluate", "attack")
+KINDS = ("finetune", "sample", "evaluate", "attack", POOL)
 SEARCH_DEPTH = 2
 MAX_CHARACTERS = 900
 
@@ -29,7 +30,7 @@ def collect(runs: Sequence[str], *, texts_per_label: int, with_lengths: bool = T
     Raises:
         UserError: If a path holds no run directory, a run is given twice, or an evaluation reads two finetune runs.
     """
-    given = [read_stage(RunDirectory.open(path)) for run in runs for path in find(Path(run))]
+    given = [with_owner(read_stage(RunDirectory.open(path))) for run in runs for path in find(Path(run))]
     stages = _with_ancestors(_by_id(stage for stage in given if stage.kind in KINDS))
     if not stages:
         raise UserError(
@@ -129,5 +130,5 @@ def _group(stages: Sequence[Stage], *, texts_per_label: int, lengths: RecordLeng
         finetune=next((read_finetune(s, lengths=lengths.of(s)) for s in of_kind["finetune"]), None),
         samples=tuple(sorted(samples, key=lambda sample: sample.is_untuned)),
         evaluations=tuple(read_evaluation(s) for s in of_kind["evaluate"]),
-        attacks=tuple(read_attack(s) for s in of_kind["attack"]),
+        attacks=(*map(read_attack, of_kind["attack"]), *map(read_pool, of_kind[POOL])),
     )

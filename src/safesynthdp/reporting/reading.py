@@ -56,14 +56,14 @@ def read_evaluation(stage: Stage) -> Evaluation:
     )
 
 
-def read_attack(stage: Stage) -> Attack:
-    """Read audit.json: a list of rows, or an object that holds them under ``rows``."""
+def read_attack(stage: Stage, *, with_curves: bool = True) -> Attack:
+    """Read audit.json: a list of rows, or an object that holds them under ``rows``; curves from the scores."""
     path = stage.path / AUDIT
     if not path.is_file():
         return Attack(stage=stage, rows=None)
     value = _load(path)
     rows = value.get("rows") if isinstance(value, Mapping) else value
-    curves = read_curves(stage.path / SCORES)
+    curves = read_curves(stage.path / SCORES) if with_curves else ()
     return Attack(stage=stage, rows=tuple(_audit_row(path, row) for row in _rows(path, rows)), curves=curves)
 
 
