@@ -36,6 +36,11 @@ RECORD = "pipeline.json"
 def main(argv: Sequence[str]) -> None:
     """Run the grid; write everything, then fail if anything failed or refutes a claim."""
     config = parse(PipelineConfig, argv, prog="safesynthdp pipeline")
+    if config.dry_run:
+        from safesynthdp.reporting.pipeline_check import check_jobs
+
+        sys.stdout.write("".join(f"{line}\n" for line in check_jobs(stage_jobs(config))))
+        return
     root = Path(config.output_dir).resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)

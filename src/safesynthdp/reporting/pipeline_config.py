@@ -113,6 +113,8 @@ class PipelineConfig:
     """Where the jobs run: processes of this machine, or a SLURM batch job each."""
     max_parallel: int = 1
     """Jobs at a time; each may take all of a GPU or of the memory."""
+    dry_run: bool = False
+    """Check every call of the grid, print it and stop: nothing is read but recipes, nothing is started or written."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """What sbatch is told, for engine slurm; every job of the grid asks for the same."""
 
