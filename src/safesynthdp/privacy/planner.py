@@ -45,8 +45,7 @@ def shards_needed(make: Callable[[int], OutputMechanism], *, target_epsilon: flo
     """
 
     def fits(shards: int) -> bool:
-        mechanism = make(shards)
-        return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
+        return _fits(make(shards), target_epsilon=target_epsilon, delta=delta)
 
     low, high = 1, 2
     while not fits(high):
@@ -109,8 +108,7 @@ def plan_output(
         )
 
     def fits(batches: int, bound: float | None) -> bool:
-        found = make(batches, bound)
-        return found.rough_epsilon(delta) <= target_epsilon or found.epsilon(delta=delta) <= target_epsilon
+        return _fits(make(batches, bound), target_epsilon=target_epsilon, delta=delta)
 
     most = min(num_texts, num_records // 2)
     batches = _largest(lambda b: fits(b, wanted), most)
@@ -139,9 +137,11 @@ def largest_clip(
     Raises:
         BudgetExhausted: If even a clip of ``LEAST_CLIP`` times the temperature costs more.
     """
-    found = _largest_clip(
-        lambda clip: make(clip * temperature).epsilon(delta=delta) <= target_epsilon, _MOST_CLIP * (1 - 1e-9)
-    )
+
+    def fits(clip: float) -> bool:
+        return _fits(make(clip * temperature), target_epsilon=target_epsilon, delta=delta)
+
+    found = _largest_clip(fits, _MOST_CLIP * (1 - 1e-9))
     if found is None:
         cost = make(LEAST_CLIP * temperature).epsilon(delta=delta)
         raise BudgetExhausted(
@@ -159,7 +159,7 @@ def least_scale(make: Callable[[float], OutputMechanism], *, target_epsilon: flo
     """
 
     def fits(scale: float) -> bool:
-        return make(scale).epsilon(delta=delta) <= target_epsilon
+        return _fits(make(scale), target_epsilon=target_epsilon, delta=delta)
 
     high = 1.0
     while not fits(high):
@@ -173,6 +173,11 @@ def least_scale(make: Callable[[float], OutputMechanism], *, target_epsilon: flo
         middle = (low * high) ** 0.5
         low, high = (low, middle) if fits(middle) else (middle, high)
     return make(high)
+
+
+def _fits(mechanism: OutputMechanism, *, target_epsilon: float, delta: float) -> bool:
+    """The quick bound first: it never lies below the price."""
+    return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:
