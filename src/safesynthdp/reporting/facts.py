@@ -59,6 +59,16 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copied:
+    """A synthetic text and the training record nearest to it, by what they share in one piece. Private text."""
+
+    characters: int
+    is_whole_text: bool
+    synthetic: str
+    real: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluate directory; ``metrics`` is None where the stage has not written them."""
 
@@ -69,6 +79,8 @@ class Evaluation:
     warnings: tuple[str, ...]
     findings: tuple[str, ...] = ()
     """What the evaluation's own verdict names."""
+    copied: tuple[Copied, ...] | None = None
+    """Synthetic texts beside the training records they share most with: private text; None where nobody asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

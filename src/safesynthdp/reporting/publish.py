@@ -104,12 +104,14 @@ def _evaluation(evaluation: Evaluation, *, has_guarantee: bool, dropped: list[st
         dropped.append(f"{count} {group} rows: {', '.join(names)}")
     if evaluation.warnings:
         dropped.append("warnings of the evaluation")
+    if evaluation.copied is not None:
+        dropped.append("training records beside the texts nearest to them")
     if evaluation.findings:
         dropped.append("findings of the evaluation")
     if evaluation.inputs:
         dropped.append("sizes and fingerprints of the evaluated files")
     settings = {key: value for key, value in evaluation.settings.items() if key in _PUBLIC_EVALUATION}
-    bare = replace(evaluation, metrics=kept, inputs={}, settings=settings, warnings=(), findings=())
+    bare = replace(evaluation, metrics=kept, inputs={}, settings=settings, warnings=(), findings=(), copied=None)
     return replace(bare, stage=_stage(evaluation.stage))
 
 
