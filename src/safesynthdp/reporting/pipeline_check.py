@@ -41,7 +41,7 @@ def _stage(words: Sequence[str]) -> tuple[type[Any], Sequence[str]]:
     from safesynthdp.attacks.command import AttackScoreConfig
     from safesynthdp.attacks.pool_config import PoolConfig, RunPoolConfig
     from safesynthdp.attacks.pool_scoring import ScorePoolConfig
-    from safesynthdp.evaluation.command import EvaluateConfig
+    from safesynthdp.evaluation.evaluate_config import EvaluateConfig
     from safesynthdp.generation.predict_config import PredictConfig
     from safesynthdp.generation.settings import SampleConfig
     from safesynthdp.training.config import FinetuneConfig
