@@ -104,14 +104,18 @@ def test_a_finished_pool_is_skipped_and_a_killed_one_goes_on_where_it_was(tmp_pa
     assert third.ran == ["report"]
 
 
-def test_a_pool_with_other_flags_is_planned_carried_out_and_scored_again(tmp_path: Path) -> None:
+def test_a_pool_with_other_flags_is_planned_carried_out_and_scored_again_even_if_it_is_killed_after_the_plan(
+    tmp_path: Path,
+) -> None:
     """Its directory stays, and so does its run_id: the calls before a job count too."""
     run_pipeline(config(tmp_path), Paper())
-    paper = Paper()
-    run_pipeline(config(tmp_path, "--pool.flags", "{num_models: 8}"), paper)
-    assert [key for key in paper.ran if key.startswith("eps8-seed3")] == [
-        f"eps8-seed3/pool{what}" for what in ("_plan", "_run", "")
-    ]
+    larger = config(tmp_path, "--pool.flags", "{num_models: 8}")
+    killed, again = Paper(codes={"eps8-seed3/pool_run": 75, "no_privacy-seed3/pool_run": 75}), Paper()
+    with pytest.raises(SafeSynthError):
+        run_pipeline(larger, killed)
+    assert [key for key in killed.ran if key.startswith("eps8")] == ["eps8-seed3/pool_plan", "eps8-seed3/pool_run"]
+    run_pipeline(larger, again)
+    assert [key for key in again.ran if key.startswith("eps8")] == ["eps8-seed3/pool_run", "eps8-seed3/pool"]
 
 
 def test_shards_that_failed_are_no_finished_pool_and_a_refuting_audit_is_one(tmp_path: Path) -> None:
