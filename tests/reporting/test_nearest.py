@@ -50,7 +50,7 @@ def test_asked_for_it_stands_beside_the_synthetic_text_on_the_page_and_in_no_oth
     copied: Runs, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert run_main(main, [str(copied.folder), "--output_dir", str(out), "--nearest_records"]) == 0
+    assert run_main(main, [str(copied.evaluation), "--output_dir", str(out), "--nearest_records"]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("training record: &lt;b&gt;the patient of ward seven&lt;/b&gt; said so") == 2
     assert "shares 63 characters in a row with the training record nearest to it" in page

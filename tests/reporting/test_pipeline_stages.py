@@ -124,12 +124,17 @@ def test_shards_that_failed_are_no_finished_pool_and_a_refuting_audit_is_one(tmp
         run_pipeline(config(tmp_path), failed)
     assert "eps8-seed3/pool" not in failed.ran
     audit = tmp_path / "grid/eps8-seed3/pool/audit.json"
-    audit.write_text("{}")
+    audit.write_text('{"rows": [{"verdict": "refuted"}]}')
     with pytest.raises(SafeSynthError, match="report said 1"):
         run_pipeline(config(tmp_path), refuting)
-    audit.unlink()
+    assert "eps8-seed3/pool" in json.loads((tmp_path / "grid/pipeline.json").read_text())["jobs"]
+
+
+def test_a_score_that_failed_beside_an_earlier_audit_is_not_finished(tmp_path: Path) -> None:
+    run_pipeline(config(tmp_path), Paper())
+    (tmp_path / "grid/eps8-seed3/pool/audit.json").write_text('{"rows": [{"verdict": "consistent"}]}')
     with pytest.raises(SafeSynthError, match="eps8-seed3/pool said 1"):
-        run_pipeline(config(tmp_path), Paper(codes={"eps8-seed3/pool": 1}))
+        run_pipeline(config(tmp_path, "--pool.score", "{primary: rmia}"), Paper(codes={"eps8-seed3/pool": 1}))
 
 
 def test_on_a_cluster_the_driver_of_a_pool_runs_beside_the_pipeline_and_asks_for_what_jobs_ask_for(

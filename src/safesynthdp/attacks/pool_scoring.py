@@ -78,7 +78,6 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
     from safesynthdp.attacks.roc import roc_rows
     from safesynthdp.attacks.shard import write_private_table
 
-    (pool.path / AUDIT).unlink(missing_ok=True)  # an audit that is there is the last one, and whole
     tables = gather(pool)
     scores, rows = audit_pool(
         tables.signals,

@@ -117,5 +117,7 @@ def verdict_text(row: AuditRow, guarantee: Guarantee) -> str:
         return "void: members differ as texts"
     if is_refuted(row, guarantee):
         return "refuted"
+    if row.pool is not None and row.verdict is None and row.epsilon_claimed is not None:
+        return "no verdict, see the notes"
     words = {"no_power": "no power: even a perfect attack could not have refuted it", None: "no claim compared"}
     return words.get(row.verdict, str(row.verdict))

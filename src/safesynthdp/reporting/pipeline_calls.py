@@ -30,7 +30,7 @@ class Job:
     good_codes: tuple[int, ...] = (0, 1)
     """Exit codes after which it may be finished; its directory must say so too."""
     result: str | None = None
-    """A file that lies in its directory once it is finished."""
+    """A file that lies in its directory once it is finished; exit code 1 is then good only if it refutes a claim."""
     drives_cluster: bool = False
     """It submits tasks to the cluster and watches them: it runs beside the pipeline, not as a task."""
 

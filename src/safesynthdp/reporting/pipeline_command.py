@@ -73,7 +73,8 @@ def run_pipeline(config: PipelineConfig, engine: Engine) -> None:
     def on_end(outcome: Outcome) -> bool:
         outcomes.append(outcome)
         job = by_key[outcome.key]
-        is_done = record.add(job) if outcome.code in job.good_codes else False
+        is_good = outcome.code in job.good_codes or (outcome.code == 1 and _refutes(job))
+        is_done = record.add(job) if is_good else False
         what = (
             "finished" if is_done else "not started" if outcome.code is None else f"failed (exit code {outcome.code})"
         )
@@ -158,6 +159,12 @@ def _run_id(job: Job, *, wanted: str) -> str | None:
         return None
     manifest = _read(job.output_dir / MANIFEST)
     return str(manifest.get("run_id")) if manifest.get("status") == wanted else None
+
+
+def _refutes(job: Job) -> bool:
+    """Whether a job ended with code 1 because of what it found: everything is written then."""
+    rows = _read(job.output_dir / job.result).get("rows") if job.result is not None else None
+    return isinstance(rows, list) and any(isinstance(row, Mapping) and row.get("verdict") == "refuted" for row in rows)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

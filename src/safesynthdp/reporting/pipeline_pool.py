@@ -48,7 +48,7 @@ def pool_jobs(config: PipelineConfig, cell: Cell, root: Path) -> list[Job]:
         drives_cluster=config.engine == "slurm",
     )
     words = ("attack", "score", *flag_words({"pool": str(out), **pool.score}))
-    return [plan, run, Job(key=key, words=words, output_dir=out, needs=(run.key,), result=AUDIT)]
+    return [plan, run, Job(key=key, words=words, output_dir=out, needs=(run.key,), good_codes=(0,), result=AUDIT)]
 
 
 def _engine(config: PipelineConfig, pool: PoolStageConfig) -> dict[str, Any]:

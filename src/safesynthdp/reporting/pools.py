@@ -46,7 +46,7 @@ def read_pool(stage: Stage) -> Attack:
 
 
 def _chosen(rows: tuple[AuditRow, ...]) -> list[AuditRow]:
-    """The dedicated target, all rotating ones together, and the control."""
+    """The dedicated target, all rotating ones together, and the controls of one target."""
     from safesynthdp.attacks.audit_rows import POOLED
     from safesynthdp.attacks.pool_scores import TARGET
 
