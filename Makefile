@@ -1,15 +1,15 @@
-# Five words: setup, check, test, demo, bench. TORCH=torch==X picks the build of PyTorch (a CPU build, say).
+# Six words: setup, check, test, demo, reproduce, bench. TORCH=torch==X picks the build of PyTorch (a CPU build, say).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 MARKS ?= not slow and not gpu and not slurm
 
-.PHONY: setup check test demo bench
+.PHONY: setup check test demo reproduce bench
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make setup | check | test | demo | bench      (see README.md)"
+	@echo "make setup | check | test | demo | reproduce | bench      (see README.md)"
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,11 @@ test: setup
 DEMO ?= demo
 demo: setup
 	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
+
+# The evidence on two cores: grid, shadow pools, private prediction, one report. The same words go on after a stop.
+REPRODUCE ?= runs/vader_cpu
+reproduce: setup
+	$(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

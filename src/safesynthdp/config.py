@@ -155,9 +155,14 @@ def _refuse_whole_sections(config_class: type[Any], argv: Sequence[str]) -> None
 def _sections(config_class: type[Any]) -> dict[str, type[Any]]:
     """Return the fields that are dataclasses themselves, also behind ``| None``."""
     hints = typing.get_type_hints(config_class)
-    options = {name: [hint, *typing.get_args(hint)] for name, hint in hints.items()}
+    options = {name: [hint, *_choices(hint)] for name, hint in hints.items()}
     found = {name: [o for o in choices if dataclasses.is_dataclass(o)] for name, choices in options.items()}
     return {name: choices[0] for name, choices in found.items() if choices and isinstance(choices[0], type)}
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union; a list of sections is one key, given as a whole."""
+    return () if typing.get_origin(hint) in (list, tuple, dict) else typing.get_args(hint)
 
 
 def _known_keys(config_class: type[Any], prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from safesynthdp.attacks.assignment import members
 from safesynthdp.attacks.command import main
@@ -18,6 +19,7 @@ from safesynthdp.attacks.shard_stages import audited_records, training_config
 from safesynthdp.cli import run
 from safesynthdp.errors import DataError, UserError
 from safesynthdp.records import DataConfig, Records, Split, load_split
+from safesynthdp.runs import RunDirectory
 
 Plan = Callable[..., Pool]
 
@@ -174,3 +176,25 @@ def test_status_of_a_planned_pool_says_that_all_is_missing(plan: Plan, capsys: p
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["missing"] == [0, 1, 2, 3, 4]
     assert [found[name] for name in ("done", "running", "failed", "stale")] == [[], [], [], []]
+
+
+def test_an_audit_of_another_plan_is_taken_away_and_one_of_the_same_plan_stays(plan: Plan) -> None:
+    audit = plan().path / "audit.json"
+    audit.write_text("{}")
+    plan()
+    assert audit.is_file()
+    plan("--num_models=6")
+    assert not audit.exists(), "it is about four models"
+
+
+def test_a_pool_of_a_finished_run_names_it_unless_its_recipe_was_changed(
+    plan: Plan, pool_recipe: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(pool_recipe.read_text())
+    finished = RunDirectory.create(tmp_path / "run", kind="finetune", config=recipe)
+    finished.finish()
+    named = RunDirectory.open(plan(f"--recipe={finished.path}").path).manifest["parents"]
+    assert [parent["run_id"] for parent in named] == [finished.manifest["run_id"]]
+    changed = plan(f"--recipe={finished.path}", "--overrides=[--train.max_steps=3]", name="changed")
+    assert RunDirectory.open(changed.path).manifest["parents"] == []
+    assert RunDirectory.open(plan(name="file").path).manifest["parents"] == []

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from safesynthdp.cli import run
-from safesynthdp.evaluation.command import EvaluateConfig, main
+from safesynthdp.evaluation.command import main
+from safesynthdp.evaluation.evaluate_config import EvaluateConfig
 from safesynthdp.records import DataConfig, load_split
 from safesynthdp.runs import RunDirectory
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safesynthdp.evaluation.control import auc
+from safesynthdp.evaluation.auc import area
 from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.longest import longest_common
 from safesynthdp.evaluation.memorisation import Result, measure_memorisation
@@ -178,9 +178,10 @@ def test_a_holdout_of_another_kind_is_said_to_be_no_control(make_pairs: Make, as
 def test_the_interval_of_an_auc_covers_the_truth() -> None:
     rng, truth, covered = np.random.default_rng(0), 0.7602, 0  # Phi(1 / sqrt(2))
     for _ in range(200):
-        value, low, high = auc(rng.normal(1, 1, 80), rng.normal(0, 1, 120))
-        assert low <= value <= high
-        covered += low <= truth <= high
+        scores = np.concatenate([rng.normal(1, 1, 80), rng.normal(0, 1, 120)])
+        found = area(scores, np.arange(200) < 80, np.arange(200))
+        assert found.low <= found.value <= found.high
+        covered += found.low <= truth <= found.high
     assert 180 <= covered <= 199
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safesynthdp.evaluation.c2st import _halve, area, judge_on_words
+from safesynthdp.evaluation.auc import area
+from safesynthdp.evaluation.c2st import _halve, judge_on_words
 from safesynthdp.evaluation.form import is_cut, ks_distance, ks_interval
 from safesynthdp.evaluation.jackknife import around, clusters, deal_groups, standard_error
 

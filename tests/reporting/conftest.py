@@ -100,6 +100,12 @@ def runs(tmp_path: Path) -> Runs:
     return write_runs(tmp_path / "runs")
 
 
+@pytest.fixture(scope="session")
+def make_runs() -> Callable[[Path], Runs]:
+    """For fixtures that outlive a test."""
+    return write_runs
+
+
 @pytest.fixture
 def edit() -> Callable[[Path, Callable[[Any], object]], None]:
     return edit_json

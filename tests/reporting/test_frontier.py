@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safesynthdp.cli import run as run_main
+from safesynthdp.reporting.collect import collect
 from safesynthdp.reporting.command import main
+from safesynthdp.reporting.frontier import together_text
 from safesynthdp.reporting.frontier_figure import NONE, ZERO, Scale
+from safesynthdp.reporting.guarantee import read_guarantee
 from safesynthdp.reporting.roc import ceiling, curve
+from safesynthdp.runs import RunDirectory
 
 Edit = Callable[[Path, Callable[[Any], object]], None]
 WriteGrid = Callable[..., list[Path]]
@@ -169,3 +173,15 @@ def test_a_curve_counts_members_strictly_above_the_threshold() -> None:
     assert found.tpr[-1] == 1.0
     tied = curve(np.zeros(2000), np.arange(2000) < 1000, channel="model", attack="loss")
     assert tied.tpr[:-1] == (0.0,) * (len(tied.tpr) - 1)
+
+
+def test_private_prediction_beside_a_run_adds_to_what_all_of_them_cost(runs: Runs, tmp_path: Path) -> None:
+    """It is one more access to the records; a sum without it would promise too much."""
+    text = RunDirectory.create(tmp_path / "predicted", kind="sample", config={"source": "in_context"})
+    for file in ("synthetic.parquet", "ledger.json"):
+        (text.path / file).write_bytes((runs.sample / file).read_bytes())
+    text.finish(num_records=20, requested=20, untuned=False)
+    groups = collect([str(runs.folder), str(text.path)], texts_per_label=1)
+    found = together_text([(group, read_guarantee(group)) for group in groups])
+    assert found is not None
+    assert "no more than epsilon 8.9600" in found

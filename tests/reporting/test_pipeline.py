@@ -17,10 +17,11 @@ from safesynthdp.cli import run as run_main
 from safesynthdp.config import parse
 from safesynthdp.errors import Preempted, SafeSynthError, UserError
 from safesynthdp.reporting import pipeline_engine
+from safesynthdp.reporting.pipeline_calls import Job
 from safesynthdp.reporting.pipeline_command import main, run_pipeline
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import LocalEngine, Outcome, command
-from safesynthdp.reporting.pipeline_jobs import Job, stage_jobs
+from safesynthdp.reporting.pipeline_jobs import stage_jobs
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

@@ -39,6 +39,8 @@ from safesynthdp.errors import DataError
 POOLED = "pooled"
 DEFAULT_DELTA = 1e-5
 MATCH_ATTACK = "match_8"
+NOT_NAMED = "another attack was named in the plan; this one has no verdict"
+"""Its bound has no share of the alpha."""
 _GRID = (np.arange(64) + 0.5) / 64  # quantiles of each posterior
 Row = dict[str, Any]
 
@@ -235,7 +237,7 @@ def _why_none(group: Group, test: Test) -> list[str]:
         ),
         ("void: the text alone tells members from non-members, so no verdict", test.benchmark_valid is False),
         ("the text baseline was not scored or had too few records, so no verdict", test.benchmark_valid is None),
-        ("another attack was named in the plan; this one has no verdict", not test.has_verdict),
+        (NOT_NAMED, not test.has_verdict),
         ("a test of no leakage, not of epsilon; no verdict", group.attack == MATCH_ATTACK),
     ]
     return [reason for reason, applies in reasons if applies]

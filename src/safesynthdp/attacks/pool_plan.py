@@ -6,6 +6,7 @@ earlier plan keeps every shard whose spec did not change, so a pool can grow.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from safesynthdp.attacks.assignment import assignment_table
+from safesynthdp.attacks.command import AUDIT
 from safesynthdp.attacks.pool import ASSIGNMENT, PLAN, RECORDS, Pool
 from safesynthdp.attacks.pool_config import PoolConfig
 from safesynthdp.attacks.pool_data import MadeUp, PoolData, compose, write_training_file
@@ -117,10 +119,31 @@ def write_plan(plan: AuditPlan) -> Pool:
     units = {record.record_id: record.unit_id for record in plan.data.audited}
     bits = assignment_table(units, seed=config.seed, num_models=config.num_models, with_target=config.with_target)
     _write_table(run.path / ASSIGNMENT, bits)
+    _drop_other_audit(pool)
     write_json(run.path / PLAN, pool.plan, private=True)
-    run.finish(recipe_hash=pool.plan["recipe_hash"], data_hash=pool.plan["data_hash"])
+    run.finish(recipe_hash=pool.plan["recipe_hash"], data_hash=pool.plan["data_hash"], parents=_parents(config))
     (run.path / MANIFEST).chmod(0o600)
     return pool
+
+
+def _drop_other_audit(pool: Pool) -> None:
+    """An audit of an earlier plan is about other models; it must not be taken for one of this plan."""
+    path = pool.path / PLAN
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        earlier = None
+    if earlier != json.loads(json.dumps(pool.plan)):
+        (pool.path / AUDIT).unlink(missing_ok=True)
+
+
+def _parents(config: PoolConfig) -> list[dict[str, str]]:
+    """Return the finetune run whose recipe is audited, where it is one: a report shows the audit beside its claim."""
+    path = Path(config.recipe)
+    if not (path / MANIFEST).is_file() or config.overrides:
+        return []
+    run = RunDirectory.open(path, kind="finetune")
+    return [{"kind": "finetune", "run_id": str(run.manifest["run_id"]), "path": str(run.path)}]
 
 
 def read_recipe(config: PoolConfig) -> "FinetuneConfig":

@@ -95,7 +95,7 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
     write_private_table(pool.path / SCORES, scores)
     write_private_table(pool.path / RISK, record_risk(scores))
     write_json(pool.path / ROC, {"rows": roc_rows(scores, tables.claims, records=tables.records)}, private=True)
-    write_json(pool.path / AUDIT, {"version": 1, "rows": rows}, private=True)
+    write_json(pool.path / AUDIT, {"version": 1, "alpha": config.alpha, "rows": rows}, private=True)
     return rows
 
 

@@ -1,22 +1,19 @@
 """Is the holdout a control at all: can a classifier tell it from the training records, without any model?
 
 Here: one area under a ROC curve, T' against H, and what it means. Elsewhere: what the control is for (memorisation.py).
-If H comes from another time or source, texts that resemble T more than H prove no memorisation. Sources: Hanley and
-McNeil (1982), Radiology 143:29, and DeLong et al. (1988), Biometrics 44:837, for AUC and its variance.
-Shapes: M scores of training records, N of holdout records.
+If H comes from another time or source, texts that resemble T more than H prove no memorisation. The area and its
+interval: auc.py.
 """
 
-import math
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from safesynthdp.evaluation.auc import Auc, area
 from safesynthdp.evaluation.downstream import NoWordsError
 from safesynthdp.evaluation.downstream_sparse import tfidf
 from safesynthdp.evaluation.inputs import Corpora
-from safesynthdp.evaluation.rows import LEVEL, Row
+from safesynthdp.evaluation.rows import Row
 from safesynthdp.evaluation.threads import one_thread
 from safesynthdp.evaluation.training_sets import subsamples
 from safesynthdp.records import Records, canonical_text
@@ -24,7 +21,6 @@ from safesynthdp.records import Records, canonical_text
 MIN_RECORDS = 50
 NOTICEABLE = 0.52
 INVERSE_REGULARISATION = 1.0
-Floats = NDArray[np.float64]
 
 
 def measure_control(corpora: Corpora, *, max_records: int) -> tuple[list[Row], list[str]]:
@@ -37,31 +33,16 @@ def measure_control(corpora: Corpora, *, max_records: int) -> tuple[list[Row], l
     found = _judge(train[:size], holdout[:size]) if size >= MIN_RECORDS else None
     if found is None:
         return [_row(None, size)], []
-    value, low, high = found
     row = _row(found, size)
-    if low <= NOTICEABLE:
+    if found.low <= NOTICEABLE:
         return [row], []
     return [row], [
-        f"holdout: a classifier can tell it from real (AUC {value:.3f}, 95% interval {low:.3f} to {high:.3f}); "
-        "is it from another time or source? The control of memorisation is weak or void"
+        f"holdout: a classifier can tell it from real (AUC {found.value:.3f}, 95% interval {found.low:.3f} "
+        f"to {found.high:.3f}); is it from another time or source? The control of memorisation is weak or void"
     ]
 
 
-def auc(train_M: Floats, holdout_N: Floats, *, level: float = LEVEL) -> tuple[float, float, float]:
-    """Return P(score of a training record > score of a holdout record), ties half, with DeLong's interval."""
-    from scipy.stats import rankdata
-
-    num_train, num_holdout = len(train_M), len(holdout_N)
-    joint = rankdata(np.concatenate([train_M, holdout_N]))
-    above_M = (joint[:num_train] - rankdata(train_M)) / num_holdout
-    below_N = 1 - (joint[num_train:] - rankdata(holdout_N)) / num_train
-    value = float(above_M.mean())
-    spread = math.sqrt(above_M.var(ddof=1) / num_train + below_N.var(ddof=1) / num_holdout)
-    half = NormalDist().inv_cdf((1 + level) / 2) * spread
-    return value, max(0.0, value - half), min(1.0, value + half)
-
-
-def _judge(train: list[str], holdout: list[str]) -> tuple[float, float, float] | None:
+def _judge(train: list[str], holdout: list[str]) -> Auc | None:
     """Fit on a half of both sides, judge on the other."""
     from sklearn.linear_model import LogisticRegression
 
@@ -74,7 +55,8 @@ def _judge(train: list[str], holdout: list[str]) -> tuple[float, float, float] |
     with one_thread():
         model: Any = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=500).fit(features, [1] * half + [0] * half)
         scores = np.asarray(model.decision_function(judged_features), dtype=np.float64)
-    return auc(scores[: len(train) - half], scores[len(train) - half :])
+    is_train = np.arange(len(scores)) < len(train) - half
+    return area(scores, is_train, np.arange(len(scores)))  # the texts are distinct: each is a witness
 
 
 def _distinct(records: Records) -> list[str]:
@@ -82,8 +64,8 @@ def _distinct(records: Records) -> list[str]:
     return list({canonical_text(text): text for text in records.texts}.values())
 
 
-def _row(found: tuple[float, float, float] | None, size: int) -> Row:
-    value, low, high = found or (None, None, None)
+def _row(found: Auc | None, size: int) -> Row:
+    value, low, high = (None, None, None) if found is None else (found.value, found.low, found.high)
     return Row(
         group="control", name="c2st_auc", train_on="real_sample", value=value, low=low, high=high, n=2 * size,
         direction="half", reads=("real", "holdout"), ceiling=0.5, floor=1.0,

@@ -7,7 +7,8 @@ form.py), which pairs there are and their rows (fidelity.py). Shapes: N texts a 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesynthdp.evaluation.c2st import Auc, judge_on_embeddings, judge_on_words
+from safesynthdp.evaluation.auc import Auc
+from safesynthdp.evaluation.c2st import judge_on_embeddings, judge_on_words
 from safesynthdp.evaluation.coverage import NEIGHBOURS, covered
 from safesynthdp.evaluation.estimates import Estimate
 from safesynthdp.evaluation.form import Floats, ks_distance, ks_interval

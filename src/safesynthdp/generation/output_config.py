@@ -40,7 +40,7 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         """Refuse what has no price; the numbers themselves are checked by the mechanism."""
-        if self.mechanism in CLIPPED and self.clip is None:
+        if self.mechanism in CLIPPED and self.clip is None and not self.is_open:
             raise ConfigError(f"output.clip is missing: without it mechanism={self.mechanism} bounds nothing; give it")
         if self.public_top_k is not None and self.public_top_k < 1:
             raise ConfigError(f"output.public_top_k={self.public_top_k}: give a whole number above 0, or null for all")
@@ -51,6 +51,11 @@ class OutputConfig:
             )
         if self.clip_rule == "recentre" and self.mechanism not in CLIPPED:
             raise ConfigError(f"output.clip_rule=recentre: mechanism={self.mechanism} clips nothing; leave it out")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a number is left to be chosen by the budget; here none may be."""
+        return False
 
     @property
     def needs_public_model(self) -> bool:

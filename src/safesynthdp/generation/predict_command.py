@@ -216,6 +216,8 @@ def _announce(config: PredictConfig, ledger: "Ledger", split: "Split", run: RunD
         run.say(f"warning: privacy.target_delta={privacy.target_delta:g} is above 1 / {num_units}: too weak a promise")
     if privacy.unsafe_seed is not None:
         run.say("warning: privacy.unsafe_seed is set: no guarantee against whoever knows the seed")
+    if config.output is not None and (name := config.output.open_number) is not None:
+        run.say(f"output.{name}={ledger.entries[0].mechanism[name]:.6g} is what privacy.target_epsilon affords")
     run.say(f"plan: epsilon={round_up(epsilon)} at delta={privacy.target_delta:g} per {privacy.unit}, {_rows(config)}")
 
 

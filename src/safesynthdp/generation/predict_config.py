@@ -4,7 +4,8 @@ Here: the keys and what they refuse. Elsewhere: the mechanisms (privacy/output_*
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from safesynthdp.errors import ConfigError
@@ -13,6 +14,7 @@ from safesynthdp.generation.shard_config import PromptsConfig, ShardTraining
 from safesynthdp.model_config import LoraConfig, ModelConfig
 from safesynthdp.privacy.mechanisms import Heuristic
 from safesynthdp.privacy.output_pricing import OutputAdjacency, OutputMechanism
+from safesynthdp.privacy.planner import largest_clip, least_scale
 from safesynthdp.records import DataConfig
 
 
@@ -23,7 +25,8 @@ class PredictPrivacy:
     mode: Literal["dp", "none"] = "dp"
     """'none' is needed by the heuristic, which promises nothing, and by nothing else."""
     target_epsilon: float | None = None
-    """Refuse to begin when the text would cost more; null = the price is what it is."""
+    """Refuse to begin when the text would cost more; null = the price is what it is. Where output.clip (softmax) or
+    output.scale (the others) is null it is chosen so that the text costs this, from public numbers alone."""
     target_delta: float = 1e-5
     """Delta of the same release; keep it well below 1 / number of records."""
     unit: Literal["record", "user"] = "record"
@@ -62,10 +65,23 @@ class ShardOutputConfig(OutputConfig):
     def __post_init__(self) -> None:
         """Refuse one shard; the rest is checked by the mechanism."""
         super().__post_init__()
+        if self.mechanism in ("laplace", "gaussian_l2") and self.clip is None:
+            raise ConfigError(f"output.clip is missing: without it mechanism={self.mechanism} bounds nothing; give it")
         if self.shards < 2:
             raise ConfigError(f"output.shards={self.shards}: average over at least 2; one model is `sample`'s business")
         if self.mechanism == "uniform_mix" and self.grouping == "one":
             raise ConfigError("output.grouping=one: mechanism=uniform_mix needs shards of a fixed number; use many")
+
+    @property
+    def open_number(self) -> str | None:
+        """The number that sets the price, if it is left open: clip of softmax, scale of the others."""
+        name = {"softmax": "clip", "uniform_mix": None}.get(self.mechanism, "scale")
+        return name if name is not None and getattr(self, name) is None else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether privacy.target_epsilon has to choose a number."""
+        return self.open_number is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +186,10 @@ class PredictConfig:
                 "privacy.adjacency=replace with output.grouping=many: an exchanged record may change two shards, which "
                 "no row of the price list covers; use add_remove"
             )
+        if output.is_open and self.privacy.target_epsilon is None:
+            raise ConfigError(
+                f"output.{output.open_number} is missing: give it, or privacy.target_epsilon, which then chooses it"
+            )
         refuse_private_truncation(output, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def mechanism(self, *, num_labels: int) -> OutputMechanism | Heuristic:
@@ -186,12 +206,30 @@ class PredictConfig:
         touched = num_labels if self.privacy.unit == "user" and self.source == "in_context" else 1
         if adjacency == "replace" and self.output.mechanism.endswith("_probs"):
             touched = 2
-        return self.output.priced(
-            shards=self.output.shards,
-            tokens=self.output.tokens,
-            texts_per_batch=self.output.texts_per_batch * touched,
-            adjacency="many" if self.output.grouping == "many" else adjacency,
-        )
+        output = self.output
+
+        def priced(chosen: ShardOutputConfig) -> OutputMechanism:
+            return chosen.priced(
+                shards=output.shards,
+                tokens=output.tokens,
+                texts_per_batch=output.texts_per_batch * touched,
+                adjacency="many" if output.grouping == "many" else adjacency,
+            )
+
+        return priced(output) if output.open_number is None else self._chosen(output, priced)
+
+    def _chosen(
+        self, output: ShardOutputConfig, priced: Callable[[ShardOutputConfig], OutputMechanism]
+    ) -> OutputMechanism:
+        """Return the mechanism that costs the target, and no more: the largest clip, or the least noise."""
+        target, delta = self.privacy.target_epsilon, self.privacy.target_delta
+        assert target is not None  # checked when built
+        if output.open_number == "clip":
+            tau = output.temperature or 1.0
+            return largest_clip(
+                lambda clip: priced(replace(output, clip=clip)), temperature=tau, target_epsilon=target, delta=delta
+            )
+        return least_scale(lambda scale: priced(replace(output, scale=scale)), target_epsilon=target, delta=delta)
 
     @property
     def tokens(self) -> int:

@@ -18,6 +18,7 @@ LEAST_CLIP = 0.05
 """Of the temperature. Below it no record moves a token's log-probability by more: nothing is learnt from them."""
 _MOST_CLIP = 50.0
 _MOST_SHARDS = 10_000_000
+_MOST_SCALE = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,7 @@ def shards_needed(make: Callable[[int], OutputMechanism], *, target_epsilon: flo
     """
 
     def fits(shards: int) -> bool:
-        mechanism = make(shards)
-        return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
+        return _fits(make(shards), target_epsilon=target_epsilon, delta=delta)
 
     low, high = 1, 2
     while not fits(high):
@@ -108,8 +108,7 @@ def plan_output(
         )
 
     def fits(batches: int, bound: float | None) -> bool:
-        found = make(batches, bound)
-        return found.rough_epsilon(delta) <= target_epsilon or found.epsilon(delta=delta) <= target_epsilon
+        return _fits(make(batches, bound), target_epsilon=target_epsilon, delta=delta)
 
     most = min(num_texts, num_records // 2)
     batches = _largest(lambda b: fits(b, wanted), most)
@@ -128,6 +127,57 @@ def plan_output(
         epsilon=found.epsilon(delta=delta),
         num_texts=batches * found.texts_per_batch,
     )
+
+
+def largest_clip(
+    make: Callable[[float], OutputMechanism], *, temperature: float, target_epsilon: float, delta: float
+) -> OutputMechanism:
+    """Return the mechanism of the largest clip whose price is at most the target; ``make`` gives that of a clip.
+
+    Raises:
+        BudgetExhausted: If even a clip of ``LEAST_CLIP`` times the temperature costs more.
+    """
+
+    def fits(clip: float) -> bool:
+        return _fits(make(clip * temperature), target_epsilon=target_epsilon, delta=delta)
+
+    found = _largest_clip(fits, _MOST_CLIP * (1 - 1e-9))
+    if found is None:
+        cost = make(LEAST_CLIP * temperature).epsilon(delta=delta)
+        raise BudgetExhausted(
+            f"target_epsilon={target_epsilon:g}: even clip={LEAST_CLIP * temperature:g} costs epsilon={cost:.4g}; use "
+            "more shards, fewer tokens or fewer texts a batch"
+        )
+    return make(found * temperature)
+
+
+def least_scale(make: Callable[[float], OutputMechanism], *, target_epsilon: float, delta: float) -> OutputMechanism:
+    """Return the mechanism of the least noise whose price is at most the target; ``make`` gives that of a scale.
+
+    Raises:
+        BudgetExhausted: If no scale below ``_MOST_SCALE`` does.
+    """
+
+    def fits(scale: float) -> bool:
+        return _fits(make(scale), target_epsilon=target_epsilon, delta=delta)
+
+    high = 1.0
+    while not fits(high):
+        high *= 4
+        if high > _MOST_SCALE:
+            raise BudgetExhausted(f"target_epsilon={target_epsilon:g}: no scale below {_MOST_SCALE:g} does; raise it")
+    low = high
+    while fits(low) and low > 1 / _MOST_SCALE:
+        low /= 4
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return make(high)
+
+
+def _fits(mechanism: OutputMechanism, *, target_epsilon: float, delta: float) -> bool:
+    """The quick bound first: it never lies below the price."""
+    return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

@@ -12,6 +12,8 @@ from safesynthdp.reporting.wording import epsilon_text, number_text
 ARTIFACT_OF = {"model": "weights", "text": "synthetic_text"}
 BASELINE = "baseline"
 SAME_DELTA = 1e-9  # relative
+SAME_EPSILON = 0.02
+"""Relative. A pool finds its noise at its own number of records: equal targets give nearly equal prices."""
 
 
 def is_baseline(row: AuditRow) -> bool:
@@ -37,10 +39,22 @@ def why_not_comparable(row: AuditRow, guarantee: Guarantee) -> str | None:
     if row.group_size not in (None, 1):
         return f"audits {row.group_size} records together, the claim is about one"
     claim = claim_for(row, guarantee)
+    if row.pool is not None and (reason := _other_claim(row, claim)) is not None:
+        return reason
     if claim is None or claim.delta is None or row.delta is None:
         return None
     if abs(row.delta - claim.delta) > SAME_DELTA * claim.delta:
         return f"its bound holds at delta {row.delta:g}, the claim at delta {claim.delta:g}"
+    return None
+
+
+def _other_claim(row: AuditRow, claim: Claim | None) -> str | None:
+    """Return why the claim of a pool's models is not that of the run: only equal promises are set side by side."""
+    ours, theirs = None if claim is None else claim.epsilon, row.epsilon_claimed
+    if (ours is None) != (theirs is None):
+        return f"the models of the pool claim {epsilon_text(theirs)}, this run {epsilon_text(ours)}"
+    if ours is not None and theirs is not None and abs(ours - theirs) > SAME_EPSILON * ours:
+        return f"the models of the pool claim epsilon {epsilon_text(theirs)}, this run {epsilon_text(ours)}"
     return None
 
 
@@ -53,7 +67,8 @@ def is_refuted(row: AuditRow, guarantee: Guarantee) -> bool:
     claim = claim_for(row, guarantee)
     if claim is None or claim.epsilon is None or row.epsilon_lower_bound is None:
         return False
-    return row.epsilon_lower_bound > claim.epsilon and why_not_comparable(row, guarantee) is None
+    claimed = claim.epsilon if row.pool is None or row.epsilon_claimed is None else row.epsilon_claimed
+    return row.epsilon_lower_bound > claimed and why_not_comparable(row, guarantee) is None
 
 
 def bounded(group: Group) -> list[AuditRow]:
@@ -71,13 +86,21 @@ def strongest(rows: Sequence[AuditRow], guarantee: Guarantee) -> AuditRow | None
     return max(rows, key=lambda row: (is_refuted(row, guarantee), row.epsilon_lower_bound or 0.0), default=None)
 
 
+def strongest_of_pools(rows: Sequence[AuditRow], guarantee: Guarantee) -> list[AuditRow]:
+    """Return of all tests of shadow pools the one of each channel that says most against the claim."""
+    found = [row for row in rows if row.pool is not None and row.epsilon_lower_bound is not None]
+    channels = dict.fromkeys(row.channel for row in found)
+    best = (strongest([row for row in found if row.channel == channel], guarantee) for channel in channels)
+    return [row for row in best if row is not None]
+
+
 def refutation_text(row: AuditRow, guarantee: Guarantee) -> str:
     """Return what a refuting row says, in words."""
     claim = claim_for(row, guarantee)
-    claimed = row.epsilon_claimed if claim is None else claim.epsilon
+    claimed = row.epsilon_claimed if claim is None or row.pool is not None else claim.epsilon
     bound = row.epsilon_lower_bound
     found = "its curve lies above the claimed one" if not bound else f"epsilon is at least {number_text(bound)}"
-    return f"{row.attack} refutes the claim ({found}, claimed {epsilon_text(claimed)})"
+    return f"{row.title} refutes the claim ({found}, claimed {epsilon_text(claimed)})"
 
 
 def audited_text(row: AuditRow) -> str:
@@ -94,5 +117,7 @@ def verdict_text(row: AuditRow, guarantee: Guarantee) -> str:
         return "void: members differ as texts"
     if is_refuted(row, guarantee):
         return "refuted"
+    if row.pool is not None and row.verdict is None and row.epsilon_claimed is not None:
+        return "no verdict, see the notes"
     words = {"no_power": "no power: even a perfect attack could not have refuted it", None: "no claim compared"}
     return words.get(row.verdict, str(row.verdict))

@@ -10,26 +10,30 @@ from pathlib import Path
 from safesynthdp.errors import UserError
 from safesynthdp.reporting.facts import Group, Stage
 from safesynthdp.reporting.lengths import RecordLengths
+from safesynthdp.reporting.pools import POOL, read_pool, with_owner
 from safesynthdp.reporting.reading import read_attack, read_evaluation, read_finetune, read_sample, read_stage
 from safesynthdp.runs import MANIFEST, RunDirectory
 
-KINDS = ("finetune", "sample", "evaluate", "attack")
+KINDS = ("finetune", "sample", "evaluate", "attack", POOL)
 SEARCH_DEPTH = 2
 MAX_CHARACTERS = 900
 
 
-def collect(runs: Sequence[str], *, texts_per_label: int, with_lengths: bool = True) -> tuple[Group, ...]:
+def collect(
+    runs: Sequence[str], *, texts_per_label: int, with_lengths: bool = True, with_copied: bool = False
+) -> tuple[Group, ...]:
     """Return one group a finetune run or private prediction, in the order given, then the stages that belong to none.
 
     Args:
         runs: Run directories, or folders that hold some (searched two levels deep).
         texts_per_label: How many synthetic texts of each label are kept for the page.
         with_lengths: Read the training records again, where they still lie, for their lengths: private.
+        with_copied: Read the training records that synthetic texts share most with: private text.
 
     Raises:
         UserError: If a path holds no run directory, a run is given twice, or an evaluation reads two finetune runs.
     """
-    given = [read_stage(RunDirectory.open(path)) for run in runs for path in find(Path(run))]
+    given = [with_owner(read_stage(RunDirectory.open(path))) for run in runs for path in find(Path(run))]
     stages = _with_ancestors(_by_id(stage for stage in given if stage.kind in KINDS))
     if not stages:
         raise UserError(
@@ -44,6 +48,7 @@ def collect(runs: Sequence[str], *, texts_per_label: int, with_lengths: bool = T
             [stage for run_id, stage in stages.items() if owners[run_id] == owner],
             texts_per_label=texts_per_label,
             lengths=lengths,
+            with_copied=with_copied,
         )
         for owner in order
     )
@@ -122,12 +127,12 @@ def _ancestors(stage: Stage, stages: Mapping[str, Stage], *, leave_out_untuned: 
     return owners
 
 
-def _group(stages: Sequence[Stage], *, texts_per_label: int, lengths: RecordLengths) -> Group:
+def _group(stages: Sequence[Stage], *, texts_per_label: int, lengths: RecordLengths, with_copied: bool) -> Group:
     of_kind = {kind: [s for s in stages if s.kind == kind] for kind in KINDS}
     samples = [read_sample(s, per_label=texts_per_label, max_characters=MAX_CHARACTERS) for s in of_kind["sample"]]
     return Group(
         finetune=next((read_finetune(s, lengths=lengths.of(s)) for s in of_kind["finetune"]), None),
         samples=tuple(sorted(samples, key=lambda sample: sample.is_untuned)),
-        evaluations=tuple(read_evaluation(s) for s in of_kind["evaluate"]),
-        attacks=tuple(read_attack(s) for s in of_kind["attack"]),
+        evaluations=tuple(read_evaluation(s, with_copied=with_copied) for s in of_kind["evaluate"]),
+        attacks=(*map(read_attack, of_kind["attack"]), *map(read_pool, of_kind[POOL])),
     )

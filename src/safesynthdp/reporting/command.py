@@ -42,6 +42,9 @@ class ReportConfig:
     """Leave out every number computed from private records without an accounted mechanism."""
     json: bool = False
     """Print report.json instead of the page's path."""
+    nearest_records: bool = False
+    """Show, beside each synthetic text that shares most with the training records, the one nearest to it: private text,
+    which the page then holds. Never on a public page."""
     samples_per_label: int = 3
     """Synthetic texts shown of each label."""
 
@@ -49,6 +52,8 @@ class ReportConfig:
         """Refuse an empty name and an unreasonable number of texts."""
         if not self.output_dir:
             raise ConfigError("output_dir is empty; give a directory")
+        if self.public and self.nearest_records:
+            raise ConfigError("nearest_records=true prints training records; leave it out of a public report")
         if not 1 <= self.samples_per_label <= _MAX_PER_LABEL:
             raise ConfigError(
                 f"samples_per_label={self.samples_per_label}: give a whole number from 1 to {_MAX_PER_LABEL}"
@@ -58,7 +63,12 @@ class ReportConfig:
 def main(argv: Sequence[str]) -> None:
     """Write the report; fail after writing it if a ledger or an attack contradicts a claim."""
     config = parse(ReportConfig, argv, prog="safesynthdp report", positional="runs")
-    groups = collect(config.runs, texts_per_label=config.samples_per_label, with_lengths=not config.public)
+    groups = collect(
+        config.runs,
+        texts_per_label=config.samples_per_label,
+        with_lengths=not config.public,
+        with_copied=config.nearest_records,
+    )
     run = _open(config, groups)
     parts = [(group, read_guarantee(group)) for group in groups]
     failures = _failures(parts)
@@ -76,12 +86,14 @@ def main(argv: Sequence[str]) -> None:
 def _open(config: ReportConfig, groups: Sequence[Group]) -> RunDirectory:
     """Open the report's directory and write down, each time, which runs it is drawn from."""
     parents = [RunDirectory.open(stage.path) for group in groups for stage in group.stages]
-    settings = {
+    settings: dict[str, object] = {
         "runs": sorted(str(Path(run).resolve()) for run in config.runs),
         "output_dir": str(Path(config.output_dir).resolve()),
         "public": config.public,
         "samples_per_label": config.samples_per_label,
     }
+    if config.nearest_records:
+        settings["nearest_records"] = True
     run = RunDirectory.create(config.output_dir, kind="report", config=settings, parents=parents)
     named = [{"kind": p.manifest["kind"], "run_id": p.manifest["run_id"], "path": str(p.path)} for p in parents]
     run.update(status="interrupted", parents=named)

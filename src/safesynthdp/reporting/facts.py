@@ -59,6 +59,16 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Copied:
+    """A synthetic text and the training record nearest to it, by what they share in one piece. Private text."""
+
+    characters: int
+    is_whole_text: bool
+    synthetic: str
+    real: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluate directory; ``metrics`` is None where the stage has not written them."""
 
@@ -69,6 +79,8 @@ class Evaluation:
     warnings: tuple[str, ...]
     findings: tuple[str, ...] = ()
     """What the evaluation's own verdict names."""
+    copied: tuple[Copied, ...] | None = None
+    """Synthetic texts beside the training records they share most with: private text; None where nobody asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +111,15 @@ class AuditRow:
     curve_p_value: float | None = None
     role: str | None = None
     """"canary" where no natural record was audited; anything else counts as natural records."""
+    pool: str | None = None
+    """Of a shadow pool: which of its targets and records; None for an attack on the run itself."""
+    joint_alpha: float | None = None
+    """Of all tests of its channel together; None where a row was tested alone."""
+
+    @property
+    def title(self) -> str:
+        """The attack, and what of a pool it is about."""
+        return self.attack if self.pool is None else f"{self.attack} ({self.pool})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +135,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """One attack directory; ``rows`` is None where the stage has not written them."""
+    """One attack directory or shadow pool; ``rows`` is None where the stage has not written them."""
 
     stage: Stage
     rows: tuple[AuditRow, ...] | None
@@ -178,3 +199,8 @@ class Group:
         samples = (sample.stage for sample in self.samples)
         evaluations = (evaluation.stage for evaluation in self.evaluations)
         return (*first, *samples, *evaluations, *(attack.stage for attack in self.attacks))
+
+
+def predicted(group: Group) -> bool:
+    """Whether the text was drawn straight from the records, without a finetune run."""
+    return group.finetune is None and any(not sample.stage.parents for sample in group.samples)

@@ -6,7 +6,7 @@ Here: the numbers. Elsewhere: the drawing (frontier_figure.py), what an audit ma
 from collections.abc import Sequence
 
 from safesynthdp.reporting.audits import audited_text, bounded, is_refuted, strongest, verdict_text, why_not_comparable
-from safesynthdp.reporting.facts import AuditRow, Evaluation, Group, Metric
+from safesynthdp.reporting.facts import AuditRow, Evaluation, Group, Metric, predicted
 from safesynthdp.reporting.figures import Drawing
 from safesynthdp.reporting.frontier_figure import Line, draw_frontier
 from safesynthdp.reporting.guarantee import Guarantee
@@ -57,8 +57,9 @@ def frontier_notes(parts: Parts) -> tuple[str, ...]:
             notes.append(f"{name}{NOT_AUDITED}." if name else f"{NOT_AUDITED[0].upper()}{NOT_AUDITED[1:]}.")
         for row in rows:
             if (reason := why_not_comparable(row, guarantee)) is not None:
-                notes.append(f"{name}{row.attack} is not in the figure: {reason}.")
-    return (*notes, *_differences(parts))
+                what = row.title if row.pool is None else f"a shadow pool, channel {row.channel},"
+                notes.append(f"{name}{what} is not in the figure: {reason}.")
+    return (*dict.fromkeys(notes), *_differences(parts))
 
 
 def runs_table(parts: Parts, names: Sequence[str]) -> Table:
@@ -74,7 +75,7 @@ def runs_table(parts: Parts, names: Sequence[str]) -> Table:
 
 def together_text(parts: Parts) -> str | None:
     """Return what several runs on the same records cost whoever sees all of them: plain sums, the last resort."""
-    tuned = [guarantee for group, guarantee in parts if group.finetune is not None]
+    tuned = [guarantee for group, guarantee in parts if group.finetune is not None or guarantee.tuned]
     if len(tuned) < 2:
         return None
     prints = {a.data.get("fingerprint") for g in tuned for a in g.accesses if a.kind != "none"}
@@ -109,14 +110,17 @@ def _lines(number: int, group: Group, guarantee: Guarantee, *, model: str | None
     rows = [row for row in bounded(group) if why_not_comparable(row, guarantee) is None]
     by_channel = [(c, strongest([r for r in rows if r.channel == c], guarantee)) for c in _channels(rows)]
     by_channel = by_channel or [("", None)]  # one line a channel: neither result speaks for the other
-    return [_line(number, channel, utility, guarantee, row) for channel, row in by_channel]
+    by_prediction = predicted(group)
+    return [_line(number, channel, utility, guarantee, row, is_predicted=by_prediction) for channel, row in by_channel]
 
 
 def _channels(rows: Sequence[AuditRow]) -> list[str]:
     return list(dict.fromkeys(row.channel for row in rows))
 
 
-def _line(number: int, channel: str, utility: Metric, guarantee: Guarantee, row: AuditRow | None) -> Line:
+def _line(
+    number: int, channel: str, utility: Metric, guarantee: Guarantee, row: AuditRow | None, *, is_predicted: bool
+) -> Line:
     return Line(
         number=number,
         channel=channel,
@@ -127,6 +131,7 @@ def _line(number: int, channel: str, utility: Metric, guarantee: Guarantee, row:
         bound=None if row is None else row.epsilon_lower_bound,
         attainable=None if row is None else row.epsilon_attainable,
         is_refuted=row is not None and is_refuted(row, guarantee),
+        is_predicted=is_predicted,
     )
 
 

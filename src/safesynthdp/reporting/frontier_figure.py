@@ -50,6 +50,8 @@ class Line:
     bound: float | None
     attainable: float | None
     is_refuted: bool
+    is_predicted: bool = False
+    """Text drawn straight from the records, without a model that was trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ def _paint_line(axes: "Axes", line: Line, scale: Scale, *, y: float, is_alone: b
         mark = "X" if line.is_refuted else "o"
         axes.plot([start], [y], marker=mark, ms=11 if line.is_refuted else 9, mfc="white", mec=color, mew=1.8, zorder=5)
     low, high = (line.low, line.high) if is_first else (None, None)
-    _paint_point(axes, end, (y, low, high), color=color, mark="o")
+    _paint_point(axes, end, (y, low, high), color=color, mark="s" if line.is_predicted else "o")
     if line.is_refuted:
         words = f"REFUTED: at least {line.bound:.3g}, claimed {line.claimed:.3g}" if line.claimed else "REFUTED"
         axes.annotate(
@@ -225,6 +227,7 @@ def _paint_legend(axes: "Axes", lines: Sequence[Line], *, has_base: bool, has_di
 
     is_audited = any(line.bound is not None for line in lines)
     found = [mark("o", "claimed epsilon")]
+    found += [mark("s", "of private prediction")] if any(line.is_predicted for line in lines) else []
     found += [mark("o", "audited: at least", is_open=True)] if is_audited else []
     found += [mark("|", "most an audit could show")] if any(line.attainable is not None for line in lines) else []
     found += [mark("D", "untuned model", GREY)] if has_base else []

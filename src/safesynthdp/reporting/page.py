@@ -5,8 +5,9 @@ measured (sections.py), the verdict box (verdict.py), the privacy statement (sta
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from safesynthdp.reporting.facts import Finetune, Group, Stage
+from safesynthdp.reporting.facts import Finetune, Group, Stage, predicted
 from safesynthdp.reporting.frontier import (
     Parts,
     frontier_drawing,
@@ -24,6 +25,7 @@ from safesynthdp.reporting.verdict import verdict
 from safesynthdp.reporting.wording import NOT_STATED, value_text
 
 MANY_RUNS = 4
+STAGE_FOLDERS = ("run", "synthetic")
 SHOWN_STATUS = {"created": "created, not begun", "interrupted": "not finished", "finished": "finished"}
 
 
@@ -95,12 +97,19 @@ def _title(group: Group, *, is_public: bool) -> str:
     if group.finetune is None and not predicted(group):
         return "Stages that belong to no finetune run"
     stage = group.samples[0].stage if group.finetune is None else group.finetune.stage
-    return f"Run {stage.run_id[:8]}" if is_public else stage.path.name
+    return f"Run {stage.run_id[:8]}" if is_public else _place(stage.path)
 
 
-def predicted(group: Group) -> bool:
-    """Whether the text was drawn straight from the records, without a finetune run."""
-    return group.finetune is None and any(not sample.stage.parents for sample in group.samples)
+def _place(path: Path) -> str:
+    """Return the name of a run's folder, with the folder above where the name alone says nothing.
+
+    >>> _place(Path("grid/eps8-seed0/run")), _place(Path("pool/target/run")), _place(Path("runs/mine"))
+    ('eps8-seed0', 'pool target', 'mine')
+    """
+    above = path.parent
+    if path.name not in STAGE_FOLDERS or not above.name:
+        return path.name
+    return f"{above.parent.name} target" if above.name == "target" else above.name
 
 
 def _subtitle(finetune: Finetune | None, *, is_predicted: bool) -> str:

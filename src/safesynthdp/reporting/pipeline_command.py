@@ -23,9 +23,10 @@ from safesynthdp.config import parse, to_mapping
 from safesynthdp.errors import Preempted, SafeSynthError, UserError
 from safesynthdp.privacy.storage import disk_error, write_json
 from safesynthdp.progress import duration
+from safesynthdp.reporting.pipeline_calls import Job
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import Engine, LocalEngine, Outcome
-from safesynthdp.reporting.pipeline_jobs import Job, report_job, stage_jobs
+from safesynthdp.reporting.pipeline_jobs import report_job, stage_jobs
 from safesynthdp.reporting.pipeline_slurm import SlurmEngine
 from safesynthdp.runs import MANIFEST
 
@@ -35,6 +36,11 @@ RECORD = "pipeline.json"
 def main(argv: Sequence[str]) -> None:
     """Run the grid; write everything, then fail if anything failed or refutes a claim."""
     config = parse(PipelineConfig, argv, prog="safesynthdp pipeline")
+    if config.dry_run:
+        from safesynthdp.reporting.pipeline_check import check_jobs
+
+        sys.stdout.write("".join(f"{line}\n" for line in check_jobs(stage_jobs(config))))
+        return
     root = Path(config.output_dir).resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -67,7 +73,8 @@ def run_pipeline(config: PipelineConfig, engine: Engine) -> None:
     def on_end(outcome: Outcome) -> bool:
         outcomes.append(outcome)
         job = by_key[outcome.key]
-        is_done = record.add(job) if outcome.code in (0, 1) else False
+        is_good = outcome.code in job.good_codes or (outcome.code == 1 and _refutes(job))
+        is_done = record.add(job) if is_good else False
         what = (
             "finished" if is_done else "not started" if outcome.code is None else f"failed (exit code {outcome.code})"
         )
@@ -76,7 +83,7 @@ def run_pipeline(config: PipelineConfig, engine: Engine) -> None:
         return is_done
 
     engine.run(left, on_end=on_end)
-    found = [job.output_dir for job in jobs if (job.output_dir / MANIFEST).is_file()]
+    found = list(dict.fromkeys(job.output_dir for job in jobs if (job.output_dir / MANIFEST).is_file()))
     failed = [one for one in outcomes if one.code not in (0, None) and one.key not in record.keys]
     _raise_for(failed + (_reports(config, engine, found) if found else []))
 
@@ -111,9 +118,10 @@ class Record:
         return True
 
     def _call(self, job: Job) -> str:
-        """Hash of the words, the recipe's content and the runs it was given."""
+        """Hash of the words, the recipe's content and the runs it was given, with the calls that made them."""
         recipe = job.recipe.read_text(encoding="utf-8") if job.recipe is not None and job.recipe.is_file() else ""
-        given = [self._jobs.get(need, {}).get("run_id") for need in job.needs]
+        known = [self._jobs.get(need, {}) for need in job.needs]
+        given = [(need.get("run_id"), need.get("call")) for need in known]
         return hashlib.sha256(json.dumps([job.words, recipe, given]).encode()).hexdigest()
 
 
@@ -146,9 +154,17 @@ def _raise_for(failed: Sequence[Outcome]) -> None:
 
 
 def _run_id(job: Job, *, wanted: str) -> str | None:
-    """Return the run in a job's directory if it has the wanted status."""
+    """Return the run in a job's directory if it has the wanted status and the job's result lies there."""
+    if job.result is not None and not (job.output_dir / job.result).is_file():
+        return None
     manifest = _read(job.output_dir / MANIFEST)
     return str(manifest.get("run_id")) if manifest.get("status") == wanted else None
+
+
+def _refutes(job: Job) -> bool:
+    """Whether a job ended with code 1 because of what it found: everything is written then."""
+    rows = _read(job.output_dir / job.result).get("rows") if job.result is not None else None
+    return isinstance(rows, list) and any(isinstance(row, Mapping) and row.get("verdict") == "refuted" for row in rows)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

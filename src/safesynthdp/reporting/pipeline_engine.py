@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from safesynthdp.privacy.storage import make_private_directory
-from safesynthdp.reporting.pipeline_jobs import Job
+from safesynthdp.reporting.pipeline_calls import Job
 
 POLL_SECONDS = 0.2
 SAVE_SECONDS = 120.0  # a training step may be under way, and its state is then written

@@ -3,7 +3,8 @@
 Here: submitting, asking, and reading how a job ended. Elsewhere: their order (pipeline_engine.py), SLURM's clients and
 what their states mean (attacks/engine_slurm.py). How a job ended is read from a file that its script writes last, so it
 needs no accounting; a job that leaves the queue without that file has failed. The name of a job follows from its
-place, so that a pipeline that was killed finds its jobs again and starts none twice.
+place, so that a pipeline that was killed finds its jobs again and starts none twice. A job that itself drives tasks
+on the cluster is a process beside the pipeline: as a task it would hold a node while its tasks wait.
 """
 
 import hashlib
@@ -16,8 +17,8 @@ from safesynthdp.attacks.engine_slurm import call_client, meaning_of, sbatch_opt
 from safesynthdp.attacks.pool_config import SlurmConfig
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy.storage import write_text
-from safesynthdp.reporting.pipeline_engine import Outcome, PolledEngine, command
-from safesynthdp.reporting.pipeline_jobs import Job
+from safesynthdp.reporting.pipeline_calls import Job
+from safesynthdp.reporting.pipeline_engine import LocalEngine, Outcome, PolledEngine, command
 
 GRACE_SECONDS = 60.0
 """A job may be gone this long before its exit code is seen: file systems of a cluster lag."""
@@ -33,6 +34,7 @@ class SlurmEngine(PolledEngine):
     max_parallel: int = 1
     poll_seconds: float = POLL_SECONDS
     grace: float = GRACE_SECONDS
+    _here: LocalEngine = field(init=False, repr=False)
     _began: dict[str, float] = field(default_factory=dict, repr=False)
     _gone_since: dict[str, float] = field(default_factory=dict, repr=False)
     _states: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
@@ -41,7 +43,11 @@ class SlurmEngine(PolledEngine):
     @property
     def num_running(self) -> int:
         """See PolledEngine."""
-        return len(self._began)
+        return len(self._began) + self._here.num_running
+
+    def __post_init__(self) -> None:
+        """Drivers have an engine of this machine."""
+        self._here = LocalEngine(log_dir=self.log_dir, max_parallel=self.max_parallel)
 
     def start(self, job: Job) -> None:
         """Submit a job, unless an earlier pipeline did and it is still in the queue.
@@ -49,6 +55,9 @@ class SlurmEngine(PolledEngine):
         Raises:
             SafeSynthError: If SLURM refuses it.
         """
+        if job.drives_cluster:
+            self._here.start(job)
+            return
         if not self._is_alive(self._ask(), job.key):
             self._exit_of(job.key).unlink(missing_ok=True)
             script = self.log_dir / f"{self._name(job.key)}.sbatch"
@@ -65,10 +74,11 @@ class SlurmEngine(PolledEngine):
         for outcome in found:
             del self._began[outcome.key]
             self._gone_since.pop(outcome.key, None)
-        return found
+        return found + self._here.ended()
 
     def stop(self) -> None:
-        """Leave them be: the same command finds them again."""
+        """Leave the tasks be, the same command finds them again; a driver ends, and finds its own again too."""
+        self._here.stop()
 
     def _outcome(self, key: str) -> Outcome | None:
         seconds = time.monotonic() - self._began[key]

@@ -104,12 +104,14 @@ def _evaluation(evaluation: Evaluation, *, has_guarantee: bool, dropped: list[st
         dropped.append(f"{count} {group} rows: {', '.join(names)}")
     if evaluation.warnings:
         dropped.append("warnings of the evaluation")
+    if evaluation.copied is not None:
+        dropped.append("training records beside the texts nearest to them")
     if evaluation.findings:
         dropped.append("findings of the evaluation")
     if evaluation.inputs:
         dropped.append("sizes and fingerprints of the evaluated files")
     settings = {key: value for key, value in evaluation.settings.items() if key in _PUBLIC_EVALUATION}
-    bare = replace(evaluation, metrics=kept, inputs={}, settings=settings, warnings=(), findings=())
+    bare = replace(evaluation, metrics=kept, inputs={}, settings=settings, warnings=(), findings=(), copied=None)
     return replace(bare, stage=_stage(evaluation.stage))
 
 
@@ -132,9 +134,12 @@ def _row(row: Metric) -> Metric:
 
 
 def _attack(attack: Attack, guarantee: Guarantee, dropped: list[str]) -> Attack:
-    """An audit by canaries on a released artifact is post-processing of it; one on natural records is not."""
+    """An audit by canaries on a released artifact is post-processing of it; natural records and pools are not."""
     kept = tuple(row for row in attack.rows or () if _is_about_canaries(row, guarantee))
-    left = [row for row in attack.rows or () if row not in kept]
+    of_pool = [row for row in attack.rows or () if row.pool is not None]
+    if of_pool:
+        dropped.append(f"{len(of_pool)} rows of a shadow pool: its models are trained on private records, unaccounted")
+    left = [row for row in attack.rows or () if row not in kept and row.pool is None]
     if left:
         names = ", ".join(dict.fromkeys(f"{row.attack} ({row.channel})" for row in left))
         dropped.append(f"{len(left)} attack rows on natural records: {names}")
@@ -144,7 +149,7 @@ def _attack(attack: Attack, guarantee: Guarantee, dropped: list[str]) -> Attack:
 
 
 def _is_about_canaries(row: AuditRow, guarantee: Guarantee) -> bool:
-    return row.role == "canary" and claim_for(row, guarantee) is not None
+    return row.role == "canary" and row.pool is None and claim_for(row, guarantee) is not None
 
 
 def _stage(stage: Stage) -> Stage:

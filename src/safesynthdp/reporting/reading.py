@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from safesynthdp.errors import SafeSynthError
-from safesynthdp.reporting.facts import Attack, AuditRow, Evaluation, Finetune, Metric, Sample, Stage, Step, Text
+from safesynthdp.reporting.copied import WORST, read_copied
+from safesynthdp.reporting.facts import (
+    Attack,
+    AuditRow,
+    Evaluation,
+    Finetune,
+    Metric,
+    Sample,
+    Stage,
+    Step,
+    Text,
+)
 from safesynthdp.reporting.roc import read_curves
 from safesynthdp.runs import CONFIG, RunDirectory
 
@@ -40,8 +51,11 @@ def read_finetune(stage: Stage, *, lengths: tuple[int, ...] = ()) -> Finetune:
     return Finetune(stage=stage, progress=_progress(stage.path / PROGRESS), histogram=histogram, lengths=lengths)
 
 
-def read_evaluation(stage: Stage) -> Evaluation:
-    """Read metrics.json; a row without ``publishable: true`` counts as private."""
+def read_evaluation(stage: Stage, *, with_copied: bool = False) -> Evaluation:
+    """Read metrics.json; a row without ``publishable: true`` counts as private.
+
+    ``with_copied`` reads the worst cases of memorisation too, which hold training records.
+    """
     path = stage.path / METRICS
     value = read_json(path)
     rows = None if value is None else tuple(_metric(path, row) for row in _rows(path, value.get("metrics")))
@@ -53,17 +67,18 @@ def read_evaluation(stage: Stage) -> Evaluation:
         settings=value.get("settings") or {},
         warnings=tuple(str(line) for line in value.get("warnings") or []),
         findings=tuple(_finding(line) for line in value.get("verdict") or []),
+        copied=read_copied(stage.path / WORST) if with_copied and rows is not None else None,
     )
 
 
-def read_attack(stage: Stage) -> Attack:
-    """Read audit.json: a list of rows, or an object that holds them under ``rows``."""
+def read_attack(stage: Stage, *, with_curves: bool = True) -> Attack:
+    """Read audit.json: a list of rows, or an object that holds them under ``rows``; curves from the scores."""
     path = stage.path / AUDIT
     if not path.is_file():
         return Attack(stage=stage, rows=None)
     value = _load(path)
     rows = value.get("rows") if isinstance(value, Mapping) else value
-    curves = read_curves(stage.path / SCORES)
+    curves = read_curves(stage.path / SCORES) if with_curves else ()
     return Attack(stage=stage, rows=tuple(_audit_row(path, row) for row in _rows(path, rows)), curves=curves)
 
 

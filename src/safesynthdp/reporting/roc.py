@@ -16,11 +16,11 @@ from safesynthdp.reporting.facts import Curve
 
 LOWEST_FPR = 1e-4
 POINTS = 41  # ten a decade
-_COLUMNS = ["channel", "attack", "score", "member"]
+_COLUMNS = ["target_id", "channel", "attack", "score", "member"]
 
 
-def read_curves(path: Path) -> tuple[Curve, ...]:
-    """Return one curve an attack and channel, over all targets together; none where there is no file.
+def read_curves(path: Path, *, target_id: str | None = None) -> tuple[Curve, ...]:
+    """Return one curve an attack and channel, over ``target_id`` or all targets together; none without a file.
 
     Raises:
         SafeSynthError: If the file is not a table of scores.
@@ -34,6 +34,9 @@ def read_curves(path: Path) -> tuple[Curve, ...]:
         table = pyarrow.parquet.read_table(path, columns=_COLUMNS)
     except (pyarrow.ArrowException, OSError) as error:
         raise SafeSynthError(f"{path} is not a table of scores; attack again in a new directory") from error
+    is_target = np.asarray([found == target_id for found in table["target_id"].to_pylist()], dtype=bool)
+    if is_target.any():
+        table = table.filter(pyarrow.array(is_target))
     channels, attacks = (np.asarray(table[name].to_pylist(), dtype=object) for name in ("channel", "attack"))
     scores = np.asarray(table["score"].to_numpy(), dtype=np.float64)
     is_member = np.asarray(table["member"].to_numpy(), dtype=bool)

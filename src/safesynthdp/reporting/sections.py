@@ -6,6 +6,7 @@ about the ledger, settings and versions (page.py), the tables (tables.py), the v
 
 from safesynthdp.reporting.attack_figures import MAX_CURVES, draw_roc
 from safesynthdp.reporting.audits import ARTIFACT_OF, is_baseline
+from safesynthdp.reporting.copied import beside, copied_note
 from safesynthdp.reporting.facts import Curve, Evaluation, Finetune, Group, Stage, Text
 from safesynthdp.reporting.figures import Drawing
 from safesynthdp.reporting.frontier import frontier_drawing, frontier_notes, missing_text
@@ -85,8 +86,15 @@ def memorisation(group: Group, *, is_public: bool) -> Section:
         "copied text.",
     )
     missing = "" if tables else _why_empty(group, is_public=is_public)
+    copied = [e.copied for e in _measured(group) if e.copied is not None]
     return Section(
-        slug="memorisation", title="Memorisation", lead=lead if tables else (), tables=tables, missing=missing
+        slug="memorisation",
+        title="Memorisation",
+        lead=lead if tables else (),
+        tables=tables,
+        texts=tuple(beside(case) for cases in copied for case in cases),
+        notes=tuple(dict.fromkeys(map(copied_note, copied))),
+        missing=missing,
     )
 
 

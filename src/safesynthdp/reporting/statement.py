@@ -7,7 +7,7 @@ file states reads "not stated"; none is ever left out.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from safesynthdp.reporting.audits import is_baseline, verdict_text
+from safesynthdp.reporting.audits import is_baseline, strongest_of_pools, verdict_text
 from safesynthdp.reporting.facts import Group
 from safesynthdp.reporting.guarantee import SEEDED, Access, Claim, Guarantee
 from safesynthdp.reporting.layout import Fact
@@ -195,8 +195,9 @@ def _audit(group: Group, guarantee: Guarantee) -> str | None:
     rows = [row for attack in group.attacks for row in attack.rows or () if not is_baseline(row)]
     if not rows:
         return "not done, or not published"
+    rows = [row for row in rows if row.pool is None or row in strongest_of_pools(rows, guarantee)]
     return _lines(
-        f"{row.attack}: threat model: an attacker who holds {THREATS.get(row.channel, row.channel)} (channel "
+        f"{row.title}: threat model: an attacker who holds {THREATS.get(row.channel, row.channel)} (channel "
         f"{row.channel}); {count_text(row.num_members)} members, {'canaries' if row.role == 'canary' else 'records'}, "
         f"against {count_text(row.num_nonmembers)}; method {row.method or NOT_STATED}; confidence "
         f"{NOT_STATED if row.alpha is None else value_text(round(1 - row.alpha, 6))}; AUC {rate_text(row.auc)} "

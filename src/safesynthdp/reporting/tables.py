@@ -298,7 +298,9 @@ def _few(value: float | None) -> str:
 
 def _attack_row(row: AuditRow, guarantee: Guarantee) -> Row:
     cells = (
-        f"{row.attack} (texts alone, no model)" if is_baseline(row) else row.attack,
+        f"{row.attack} (texts alone, no model{'' if row.pool is None else f'; {row.pool}'})"
+        if is_baseline(row)
+        else row.title,
         row.channel,
         auc_text(row),
         rate_text(row.tpr_at_fpr.get("0.01")),

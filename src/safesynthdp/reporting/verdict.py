@@ -126,7 +126,7 @@ def _attack(group: Group, guarantee: Guarantee, *, is_public: bool) -> tuple[Fac
     worst = max(attacks, key=lambda row: row.auc or 0.0)
     control = f"AUC {auc_text(controls[0])}; 0.5 is chance" if controls else "not done: the benchmark may be void"
     return (
-        Fact(name="Attack", value=f"AUC {auc_text(worst)} by {worst.attack}, the highest of {len(attacks)}"),
+        Fact(name="Attack", value=f"AUC {auc_text(worst)} by {worst.title}, the highest of {len(attacks)}"),
         Fact(name="Texts alone, no model", value=control),
         _audit(group, guarantee, is_public=is_public),
     )
@@ -138,7 +138,8 @@ def _audit(group: Group, guarantee: Guarantee, *, is_public: bool) -> Fact:
         missing = LEFT_OUT if is_public and group.attacks else "not done: no lower bound was computed"
         return Fact(name="Audited epsilon", value=missing)
     bound, attainable = number_text(best.epsilon_lower_bound), number_text(best.epsilon_attainable)
-    sure = "" if best.alpha is None else f" ({100 * (1 - best.alpha):g}% sure)"
+    alpha = best.joint_alpha or best.alpha  # the highest of several bounds is as sure as all of them together
+    sure = "" if alpha is None else f" ({100 * (1 - alpha):g}% sure)"
     return Fact(
         name="Audited epsilon",
         value=f"at least {bound}{sure}, of at most {attainable} within reach of a perfect attack; channel "
