@@ -105,14 +105,14 @@ class PoolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What ``sbatch`` is told, for ``--engine slurm``."""
+    """What ``sbatch`` is told, for ``--engine slurm`` and ``--submitit.cluster slurm``."""
 
     partition: str | None = None
     """Partition; null = the cluster's default."""
     account: str | None = None
     """Account to charge."""
     time_minutes: int | None = None
-    """Time limit of a task; null = the partition's."""
+    """Time limit of a task; null = the partition's. submitit has to be given one."""
     cpus_per_task: int | None = None
     """Cores a task."""
     gpus_per_task: int = 0
@@ -133,6 +133,14 @@ class SlurmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubmititConfig:
+    """Where submitit begins tasks, for ``--engine submitit``."""
+
+    cluster: Literal["local", "slurm"] = "local"
+    """Its executor: processes of this machine, or SLURM arrays with the options of ``slurm``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPoolConfig:
     """Train and score what is left of a pool; the same command goes on wherever an earlier one stopped."""
 
@@ -140,8 +148,8 @@ class RunPoolConfig:
     """The pool, as ``attack plan`` wrote it."""
     shard: int | None = None
     """Do this one shard in this process: what a task of any scheduler calls. null = drive them all."""
-    engine: Literal["local", "slurm"] = "local"
-    """Where tasks run: processes of this machine, or a SLURM array."""
+    engine: Literal["local", "slurm", "submitit"] = "local"
+    """Where tasks run: processes of this machine, a SLURM array, or either of them by way of submitit."""
     max_parallel: int | None = None
     """Tasks at once; null = what cores and memory allow (local), no limit of ours (slurm)."""
     memory_gib_per_task: float | None = None
@@ -153,7 +161,9 @@ class RunPoolConfig:
     poll_seconds: float = 0.2
     """Seconds between two looks at the manifests."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    """Options of the SLURM engine."""
+    """Options of SLURM."""
+    submitit: SubmititConfig = field(default_factory=SubmititConfig)
+    """Options of submitit."""
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
