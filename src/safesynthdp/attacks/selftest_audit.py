@@ -28,7 +28,7 @@ from safesynthdp.progress import progress
 if TYPE_CHECKING:
     from safesynthdp.attacks.selftest_cases import Case
 
-REPETITIONS = {"quick": 400, "full": 2000}
+REPETITIONS = {"quick": 400, "full": 1200}
 TRAINERS = ("P0", "N1", "N4", "N11")
 """Right, no noise, half the noise, copies (against the claim for one and for four): asked most often."""
 TRAINER_REPETITIONS = {"quick": 5, "full": 200}
