@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safesynthdp.attacks.record_signals import STORED, STORED_WITH_BASE, score_records
+from safesynthdp.attacks.record_signals import STORED, STORED_WITH_BASE, score_records, score_sums
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import target_log_probs
@@ -120,6 +120,15 @@ def test_a_record_without_a_number_is_an_error_that_names_it(
 ) -> None:
     with pytest.raises(SafeSynthError, match=rf"1 records have .*{words} \(b\)"):
         score_records([record([-1.0]), broken], record_ids=["a", "b"], base_log_probs=[np.ones(1), np.asarray(base)])
+
+
+def test_records_that_nobody_was_trained_on_keep_their_sum_alone() -> None:
+    found = table_of(score_sums([record([-1.0, -2.0]), record([-0.5])], record_ids=["a", "b"]))
+    assert found == {("a", "lp_sum"): -3.0, ("b", "lp_sum"): -0.5}
+    assert score_sums([], record_ids=[]).num_rows == 0
+    for broken in (record([]), record([math.nan])):
+        with pytest.raises(SafeSynthError, match=r"1 records have no .*\(b\)"):
+            score_sums([record([-1.0]), broken], record_ids=["a", "b"])
 
 
 def test_an_id_that_stands_twice_is_refused() -> None:

@@ -77,6 +77,9 @@ class PoolConfig:
     """Of the coins (rule pairs-v1) and of the choice of audited records; not of the training."""
     num_audit: int = 1000
     """At most so many natural records are audited by a coin each; all other records are in every model."""
+    num_population: int = 1000
+    """At most so many held-out records, in nobody's training data, are scored too: rmia_calibrated compares with them,
+    and reaches no false-positive rate below 1 / (their number + 1). 0 = none."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     """Made-up records that are audited too."""
     channels: list[Channel] = field(default_factory=lambda: ["model", "text"])
@@ -85,6 +88,9 @@ class PoolConfig:
     """The corpus of each model, for the channel text."""
     with_target: bool = True
     """Also train the model that may be released, as a dedicated target with coins of its own. It is kept."""
+    target_run: str | None = None
+    """A finished finetune run of this recipe, attacked as the target in place of one trained here: nobody tossed coins
+    for it, so it gets AUCs and no bound on epsilon."""
     num_processes: int = 1
     """Processes (GPUs) a model is trained with, through accelerate, within one task."""
 
@@ -97,8 +103,15 @@ class PoolConfig:
             raise ConfigError(f"num_models={self.num_models}: give an even number from 2 to {MAX_MODELS}")
         if self.num_audit < 0 or self.num_audit + self.canaries.count < 2:
             raise ConfigError(f"num_audit={self.num_audit}: audit two records or more, natural ones or canaries")
+        if self.num_population < 0:
+            raise ConfigError(f"num_population={self.num_population}: give 0 or more")
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ConfigError(f"channels={self.channels}: name model, text, or both, each once")
+        if self.target_run is not None and (self.canaries.count or not self.with_target):
+            raise ConfigError(
+                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count "
+                "and with_target=false"
+            )
         if self.num_processes < 1:
             raise ConfigError(f"num_processes={self.num_processes}: give a whole number above 0")
 

@@ -53,6 +53,27 @@ def score_records(
     return pa.table({"record_id": ids, "signal": signals, "value": np.concatenate(list(columns.values()))})
 
 
+def score_sums(statistics: Sequence[Statistics], *, record_ids: Sequence[str]) -> "pa.Table":
+    """Return the rows of ``lp_sum`` alone: all that is asked of records that no model was trained on.
+
+    Raises:
+        SafeSynthError: If a value is not finite, or a record has no scored token.
+    """
+    import pyarrow as pa
+
+    pairs = list(zip(record_ids, statistics, strict=True))
+    _refuse([i for i, s in pairs if not s.log_probs.size], "have no scored token")
+    sums = np.asarray([s.log_probs.sum(dtype=np.float64) for s in statistics], dtype=np.float64)
+    _refuse([i for i, value in zip(record_ids, sums, strict=True) if not np.isfinite(value)], "have no finite lp_sum")
+    return pa.table(
+        {
+            "record_id": pa.array(list(record_ids), pa.string()),
+            "signal": pa.array(["lp_sum"] * len(pairs), pa.string()),
+            "value": sums,
+        }
+    )
+
+
 def _of_model(statistics: Sequence[Statistics]) -> dict[str, Floats]:
     sums = [float(record.log_probs.sum(dtype=np.float64)) for record in statistics]
     sizes = [float(record.log_probs.size) for record in statistics]
