@@ -26,6 +26,8 @@ from safesynthdp.records import DataConfig, load_split, split_of_run
 from safesynthdp.runs import RunDirectory
 from safesynthdp.training.command import main as finetune
 
+pytestmark = pytest.mark.timeout(300)  # a real training comes first
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, write_pool_recipe: Callable[[Path], Path]) -> Path:

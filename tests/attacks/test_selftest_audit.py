@@ -136,6 +136,7 @@ def test_a_failed_check_is_named_and_the_exit_code_is_one(
     assert "selftest failed: audit mono (z)" in said.err
 
 
+@pytest.mark.timeout(600)
 def test_the_quick_level_passes_as_it_ships_and_looks_at_everything() -> None:
     result = run(level="quick", seed=0)
     assert result["passed"], result["failed"]
