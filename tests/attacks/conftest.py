@@ -1,6 +1,7 @@
 """A finished finetune run without a model, and scorers that stand in for one."""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safesynthdp.records import DataConfig, Records, Split, load_split
 from safesynthdp.runs import LEDGER, RunDirectory
 
 WORDS = np.asarray([f"word{i}" for i in range(200)])
-Scorer = Callable[[Records], list[NDArray[np.float64]]]
+Scorer = Callable[[Records], list["Said"]]
 MakeScorer = Callable[..., Scorer]
 POOL_RECIPE = """
 output_dir: unused
@@ -23,6 +24,25 @@ data: {train_file: RECORDS, labels: [good, bad], max_length: 48, holdout_percent
 privacy: {target_epsilon: 8.0, target_delta: 1.0e-3, accountant: rdp, unsafe_seed: 3}
 train: {expected_batch_size: 8, max_steps: 6, save_steps: 2}
 """
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says of a record's tokens; its vocabulary has one moment, and it is never right."""
+
+    log_probs: NDArray[np.float64]
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        return np.full_like(self.log_probs, -5.0)
+
+    @property
+    def deviations(self) -> NDArray[np.float64]:
+        return np.full_like(self.log_probs, 2.0)
+
+    @property
+    def is_top(self) -> NDArray[np.bool_]:
+        return np.zeros(self.log_probs.size, dtype=np.bool_)
 
 
 @pytest.fixture
@@ -80,12 +100,12 @@ def make_scorer() -> MakeScorer:
     """Return a factory of scorers: noise of the record alone, plus a bonus for the record ids it memorised."""
 
     def make(*, seed: int, memorised: Collection[str] = (), bonus: float = 3.0) -> Scorer:
-        def score(records: Records) -> list[NDArray[np.float64]]:
-            found = []
+        def score(records: Records) -> list[Said]:
+            found = list[Said]()
             for record_id, text in zip(records.record_ids, records.texts, strict=True):
                 rng = np.random.default_rng([seed, int(record_id[:8], 16)])
                 noise = rng.normal(-4, 0.5, size=len(text.split()) + 1)
-                found.append(noise + bonus * (record_id in memorised))
+                found.append(Said(noise + bonus * (record_id in memorised)))
             return found
 
         return score

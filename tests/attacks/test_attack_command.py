@@ -3,16 +3,17 @@
 import json
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
 from safesynthdp.attacks import model_scores
 from safesynthdp.attacks.command import AttackScoreConfig, main, score_run
+from safesynthdp.attacks.signals import ATTACKS
 from safesynthdp.cli import run
 from safesynthdp.errors import ConfigError, LedgerMismatch, SafeSynthError
 from safesynthdp.records import Records, Split
@@ -41,13 +42,13 @@ def test_a_model_that_memorised_its_members_is_found_out(
     target, base = make_scorer(seed=1, memorised=set(split.train.record_ids)), make_scorer(seed=2)
     out = score_run(config_for(finished_run, tmp_path), finished_run, target=target, base=base)
     rows = rows_of(out)
-    assert min(rows[attack]["auc"] for attack in ("loss", "ref", "zlib")) > 0.99
+    assert min(rows[attack]["auc"] for attack in ATTACKS) > 0.99
     assert rows["loss"]["tpr_at_fpr"]["0.01"] > 0.9
     assert rows["baseline"]["benchmark_valid"] is True
     assert rows["loss"]["num_members"] == rows["loss"]["num_nonmembers"] > 80
     best = out.manifest["headline"]
-    assert best["auc"] == max(rows[attack]["auc"] for attack in ("loss", "ref", "zlib"))
-    assert best["alpha"] == pytest.approx(0.05 / 3), "the best of three, picked with the labels"
+    assert best["auc"] == max(rows[attack]["auc"] for attack in ATTACKS)
+    assert best["alpha"] == pytest.approx(0.05 / 6), "the best of six, picked with the labels"
     assert best["auc_interval"][0] <= rows[best["attack"]]["auc_interval"][0]
     assert "AUC 1.000" in capsys.readouterr().out
 
@@ -55,7 +56,7 @@ def test_a_model_that_memorised_its_members_is_found_out(
 def test_a_model_that_saw_nothing_is_at_chance(finished_run: RunDirectory, make_scorer: Any, tmp_path: Path) -> None:
     target, base = make_scorer(seed=1), make_scorer(seed=2)
     rows = rows_of(score_run(config_for(finished_run, tmp_path), finished_run, target=target, base=base))
-    assert set(rows) == {"loss", "ref", "zlib", "baseline"}
+    assert set(rows) == {*ATTACKS, "baseline"}
     for row in rows.values():
         low, high = row["auc_interval"]
         assert 0.35 < row["auc"] < 0.65
@@ -84,7 +85,7 @@ def test_what_is_written_is_private_and_holds_no_text(
     printed = capsys.readouterr()
     assert stat.S_IMODE(out.path.stat().st_mode) == 0o700
     table = pq.read_table(out.path / "scores.parquet")
-    assert table.num_rows == 4 * 50
+    assert table.num_rows == 7 * 50
     assert set(table["target_id"].to_pylist()) == {finished_run.manifest["run_id"]}
     everything = printed.out + printed.err + str(table.to_pydict())
     everything += "".join((out.path / name).read_text() for name in ("audit.json", "manifest.json", "config.yaml"))
@@ -100,9 +101,10 @@ def test_a_signal_that_is_not_a_number_stops_the_attack_and_nothing_is_written(
 ) -> None:
     broken_id = split.train.record_ids[3]
 
-    def broken(records: Records) -> list[NDArray[np.float64]]:
-        scores: list[NDArray[np.float64]] = make_scorer(seed=1)(records)
-        return [s * np.nan if i == broken_id else s for i, s in zip(records.record_ids, scores, strict=True)]
+    def broken(records: Records) -> list[Any]:
+        said = make_scorer(seed=1)(records)
+        pairs = zip(records.record_ids, said, strict=True)
+        return [replace(s, log_probs=s.log_probs * np.nan) if i == broken_id else s for i, s in pairs]
 
     config = config_for(finished_run, tmp_path)
     with pytest.raises(SafeSynthError, match=broken_id):
@@ -114,7 +116,7 @@ def test_a_signal_that_is_not_a_number_stops_the_attack_and_nothing_is_written(
 def test_the_same_command_again_goes_on_or_says_it_is_done_and_another_is_refused(
     finished_run: RunDirectory, make_scorer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(records: Records) -> list[NDArray[np.float64]]:
+    def never(records: Records) -> list[Any]:
         raise SafeSynthError("the scorer was called")
 
     config, base = config_for(finished_run, tmp_path), make_scorer(seed=2)
@@ -169,7 +171,7 @@ def test_the_command_line_reaches_the_run_and_prints_one_json_object(
     assert run(main, [*argv, "--json"]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    assert [row["num_members"] for row in json.loads(out)["rows"]] == [30] * 4
+    assert [row["num_members"] for row in json.loads(out)["rows"]] == [30] * 7
     assert asked == [(finished_run.path, False, 4096), (finished_run.path, True, 4096)]
 
 

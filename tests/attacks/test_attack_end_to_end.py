@@ -52,7 +52,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_texts_a_model_knows_by_heart_are_told_from_held_out_ones(overfitted: RunDirectory, tmp_path: Path) -> None:
     assert run(main, ["score", "--run", str(overfitted.path), "--output_dir", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
-    assert all(rows[attack]["auc"] > 0.85 for attack in ("loss", "ref", "zlib"))
+    assert all(rows[attack]["auc"] > 0.85 for attack in ("loss", "ref", "zlib", "mink_20", "minkpp_20"))
     assert all(row["benchmark_valid"] is True for row in rows.values())
     assert rows["loss"]["epsilon_claimed"] is None
     assert rows["loss"]["num_epochs"] == pytest.approx(120 * 30 / overfitted.manifest["data"]["num_records"])
@@ -65,6 +65,7 @@ def test_the_untuned_model_is_at_chance_on_the_same_texts(overfitted: RunDirecto
     rows = rows_of(score_run(config, overfitted, target=untuned, base=untuned).path)
     assert rows["ref"]["auc"] == 0.5
     assert rows["ref"]["auc_interval"] == [0.5, 0.5]
+    assert rows["ez"]["auc"] == 0.5
     assert 0.3 < rows["loss"]["auc"] < 0.7
 
 

@@ -91,6 +91,17 @@ def test_a_row_has_the_fields_of_the_contract_and_is_plain_json() -> None:
     assert (pooled["num_targets"], pooled["num_references"], pooled["num_epochs"]) == (4, 8, 3.0)
 
 
+def test_a_score_that_is_stored_beside_another_has_no_verdict_and_no_share_of_alpha() -> None:
+    beside = table(leak=3.0, attack="rmia_calibrated", baseline_leak=None)
+    both = pa.concat_tables([table(leak=3.0, attack="rmia"), beside])
+    rows = evaluate(both, {"model": SMALL})
+    assert row_of(rows, attack="rmia")["alpha"] == 0.05
+    assert row_of(rows, attack="rmia")["verdict"] == "refuted"
+    assert row_of(rows, attack="rmia_calibrated")["verdict"] is None
+    with pytest.raises(ConfigError, match="primary=rmia_calibrated has no verdict; name rmia"):
+        evaluate(both, {"model": SMALL}, primary="rmia_calibrated")
+
+
 def test_a_leak_above_the_claim_is_refuted_and_the_same_leak_is_consistent_with_a_larger_one() -> None:
     leaking = table(leak=3.0)
     refuted = evaluate(leaking, {"model": SMALL})

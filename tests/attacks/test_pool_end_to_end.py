@@ -147,6 +147,9 @@ def test_a_pool_is_scored_without_torch_and_its_rows_are_those_of_the_contract(
     assert {row["channel"] for row in rows} == {"model", "text", "none"}
     assert {"lira", "rmia", "loss", "ngram2_rmia", "ngram2_domias"} <= {row["attack"] for row in rows}
     assert all(row["verdict"] != "refuted" for row in rows)
+    calibrated = [row for row in rows if row["attack"] == "rmia_calibrated"]
+    assert calibrated
+    assert {row["verdict"] for row in calibrated} == {None}, "its order is that of rmia"
     models = pq.read_table(pool / "models.parquet").to_pylist()
     assert [row["pair"] for row in models] == [0, 0, 1, 1, 2, 2, None]
     assert {row["status"] for row in models} == {"done"}

@@ -20,6 +20,7 @@ from safesynthdp.cli import run
 from safesynthdp.errors import DataError, UserError
 from safesynthdp.records import DataConfig, Records, Split, load_split
 from safesynthdp.runs import RunDirectory
+from safesynthdp.sources import read_file
 
 Plan = Callable[..., Pool]
 
@@ -82,6 +83,36 @@ def test_any_change_of_the_recipe_is_another_hash(plan: Plan, change: str) -> No
     assert recipe_hash(changed) != recipe_hash(config)
     same = config | {"hardware": {"max_tokens_per_microbatch": 7}, "output_dir": "elsewhere"}
     assert recipe_hash(same) == recipe_hash(config)
+
+
+def test_the_population_is_held_out_and_in_nobodys_training_data(plan: Plan) -> None:
+    pool = plan("--num_population=12")
+    population = pq.read_table(pool.population_file).to_pylist()
+    reference = set(pq.read_table(pool.reference_file)["text"].to_pylist())
+    trained = set(pq.read_table(pool.training_file)["text"].to_pylist())
+    assert len(population) == 12
+    assert {row["text"] for row in population} <= reference - trained
+    assert pq.read_table(plan("--num_population=0", name="none").population_file).num_rows == 0
+    assert pq.read_table(plan("--channels=[text]", name="text").population_file).num_rows == 0
+    keys = [plan(f"--num_population={n}", name=f"p{n}").shards[0].key for n in (12, 11)]
+    assert keys[0] == pool.shards[0].key != keys[1], "another population is another table"
+
+
+def test_labels_that_are_public_without_a_list_of_them_are_part_of_the_recipe(tmp_path: Path, plan: Plan) -> None:
+    """As of the builtin texts: the recipe names no labels, the pool's own file has to."""
+    records = tmp_path / "vader.csv"
+    rows = [f"{label} word{i} number {i},{label}" for i in range(40) for label in ("tweet", "movie_review")]
+    records.write_text("\n".join(["text,label", *rows, ""]))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "safesynthdp.records.builtins_vader.read_vader", lambda _: read_file(records, ["text", "label"])
+        )
+        patched.setattr("safesynthdp.records.fetch", lambda *_, **__: records)
+        pool = plan("--overrides=[--data.train_file=null,--data.labels=null,--data.builtin=vader]")
+    config = training_config(pool, pool.shards[0])
+    assert len(config["data"]["labels"]) == 4
+    assert recipe_hash(config) == pool.shards[0].recipe_hash, "else no shard would be taken for the pool's"
 
 
 def test_a_key_names_no_place_and_a_pool_that_grows_keeps_its_shards(plan: Plan) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safesynthdp.attacks.record_signals import STORED, STORED_WITH_BASE, score_records
+from safesynthdp.attacks.record_signals import STORED, STORED_WITH_BASE, score_records, score_sums
 from safesynthdp.errors import SafeSynthError
-from safesynthdp.training.examples import Example
-from safesynthdp.training.scoring import token_log_probs
+from safesynthdp.training.examples import Example, collate
+from safesynthdp.training.loss import target_log_probs
 from safesynthdp.training.token_statistics import LEAST_DEVIATION, TokenStatistics, token_statistics
 
 
@@ -58,7 +58,7 @@ def test_a_certain_token_and_an_impossible_one_leave_finite_moments() -> None:
     assert found.deviations.tolist() == pytest.approx([LEAST_DEVIATION])
 
 
-def test_batching_and_padding_change_nothing_and_the_log_probabilities_are_those_of_the_plain_scorer() -> None:
+def test_batching_and_padding_change_nothing_and_the_log_probabilities_are_those_of_the_loss() -> None:
     torch.manual_seed(0)
     model = FixedModel(torch.randn(7, 7))
     rng = np.random.default_rng(0)
@@ -67,7 +67,8 @@ def test_batching_and_padding_change_nothing_and_the_log_probabilities_are_those
         for n in (4, 9, 5, 30, 6)
     ]
     together, alone = (token_statistics(model, examples, max_tokens_per_microbatch=n) for n in (1000, 1))
-    plain = token_log_probs(model, examples)
+    rows = [target_log_probs(model, collate([e], pad_token_id=0, device=torch.device("cpu"))) for e in examples]
+    plain = [row_1T[0, e.num_prompt_tokens :].detach().numpy() for row_1T, e in zip(rows, examples, strict=True)]
     for first, second, expected in zip(together, alone, plain, strict=True):
         np.testing.assert_allclose(first.log_probs, expected, atol=1e-6)
         np.testing.assert_allclose(first.means, second.means, atol=1e-6)
@@ -119,6 +120,15 @@ def test_a_record_without_a_number_is_an_error_that_names_it(
 ) -> None:
     with pytest.raises(SafeSynthError, match=rf"1 records have .*{words} \(b\)"):
         score_records([record([-1.0]), broken], record_ids=["a", "b"], base_log_probs=[np.ones(1), np.asarray(base)])
+
+
+def test_records_that_nobody_was_trained_on_keep_their_sum_alone() -> None:
+    found = table_of(score_sums([record([-1.0, -2.0]), record([-0.5])], record_ids=["a", "b"]))
+    assert found == {("a", "lp_sum"): -3.0, ("b", "lp_sum"): -0.5}
+    assert score_sums([], record_ids=[]).num_rows == 0
+    for broken in (record([]), record([math.nan])):
+        with pytest.raises(SafeSynthError, match=r"1 records have no .*\(b\)"):
+            score_sums([record([-1.0]), broken], record_ids=["a", "b"])
 
 
 def test_an_id_that_stands_twice_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,22 @@ from safesynthdp.attacks.signals import (
     zlib_lengths,
 )
 from safesynthdp.errors import SafeSynthError
+from safesynthdp.training.token_statistics import TokenStatistics
 
-TARGET = [np.array([-1.0, -2.0, -3.0]), np.array([-0.5])]
-BASE = [np.array([-2.0, -2.0, -5.0]), np.array([-0.25])]
+
+def said(*log_probs: float) -> TokenStatistics:
+    """What a model says of a record: moments -2 and 0.5, and only tokens above log 1/2 come first."""
+    values = np.asarray(log_probs, dtype=np.float64)
+    return TokenStatistics(
+        log_probs=values,
+        means=np.full_like(values, -2),
+        deviations=np.full_like(values, 0.5),
+        is_top=values > math.log(0.5),
+    )
+
+
+TARGET = [said(-1.0, -2.0, -3.0), said(-0.5)]
+BASE = [said(-2.0, -2.0, -5.0), said(-0.25)]
 TEXTS = ["three tokens here", "one"]
 
 
@@ -31,10 +45,13 @@ def test_each_signal_is_its_formula() -> None:
     assert scores["loss"].tolist() == [-2.0, -0.5]
     assert scores["ref"].tolist() == [1.0, -0.25]
     assert scores["zlib"].tolist() == [-2.0 / sizes[0], -0.5 / sizes[1]]
+    assert scores["mink_20"].tolist() == [-3.0, -0.5]
+    assert scores["minkpp_20"].tolist() == [-2.0, 3.0]
+    assert scores["ez"].tolist() == pytest.approx([math.log(3.1 / 0.1), math.log(0.1 / 0.35)])
 
 
 def test_a_likelier_record_scores_higher_under_every_signal() -> None:
-    surer = [tokens + 0.25 for tokens in TARGET]
+    surer = [said(*(record.log_probs + 0.25)) for record in TARGET]
     before = attack_scores(target=TARGET, base=BASE, texts=TEXTS, record_ids=["a", "b"])
     after = attack_scores(target=surer, base=BASE, texts=TEXTS, record_ids=["a", "b"])
     assert all((after[attack] > before[attack]).all() for attack in ATTACKS)
@@ -52,10 +69,16 @@ def test_digits_survive_log_probabilities_near_minus_a_thousand() -> None:
 @pytest.mark.parametrize("broken", [np.array([math.nan, -1.0]), np.array([-math.inf]), np.array([])])
 def test_a_record_without_a_finite_signal_is_an_error_that_names_it(broken: NDArray[np.float64]) -> None:
     with pytest.raises(SafeSynthError, match=r"the trained model .* 1 of 2 records \(b\)") as caught:
-        attack_scores(target=[TARGET[0], broken], base=BASE, texts=TEXTS, record_ids=["a", "b"])
+        attack_scores(target=[TARGET[0], said(*broken)], base=BASE, texts=TEXTS, record_ids=["a", "b"])
     assert "tokens here" not in str(caught.value)
     with pytest.raises(SafeSynthError, match=r"the untuned model .* 1 of 2 records \(a\)"):
-        attack_scores(target=TARGET, base=[broken, BASE[1]], texts=TEXTS, record_ids=["a", "b"])
+        attack_scores(target=TARGET, base=[said(*broken), BASE[1]], texts=TEXTS, record_ids=["a", "b"])
+
+
+def test_moments_that_are_not_finite_are_an_error_too() -> None:
+    broken = replace(TARGET[1], means=np.array([math.nan]))
+    with pytest.raises(SafeSynthError, match=r"attack=minkpp_20 gives no finite score for 1 records \(b\)"):
+        attack_scores(target=[TARGET[0], broken], base=BASE, texts=TEXTS, record_ids=["a", "b"])
 
 
 def test_many_broken_records_are_counted_and_the_first_ones_named() -> None:

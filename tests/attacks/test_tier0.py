@@ -10,9 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from safesynthdp.attacks import tier0
+from safesynthdp.attacks.signals import ATTACKS
 from safesynthdp.attacks.tier0 import BASELINE, Audited, Target
 from safesynthdp.errors import DataError
-from safesynthdp.records import DataConfig, Split, load_split
+from safesynthdp.records import DataConfig, Records, Split, load_split
+from safesynthdp.training.token_statistics import TokenStatistics
 
 TARGET = Target(target_id="t", epsilon_claimed=3.0, delta=1e-5, num_epochs=2.0, unit="record", is_seeded=False)
 ROW_KEYS = {
@@ -27,7 +29,7 @@ COLUMNS = ["target_id", "record_id", "channel", "attack", "params_hash", "score"
 def noise_scores(num: int, *, baseline_leak: float = 0.0) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
     rng = np.random.default_rng(0)
     is_member = np.arange(num) % 2 == 0
-    scores = {attack: rng.normal(size=num) for attack in ("loss", "ref", "zlib", BASELINE)}
+    scores = {attack: rng.normal(size=num) for attack in (*ATTACKS, BASELINE)}
     return scores | {BASELINE: scores[BASELINE] + baseline_leak * is_member}, is_member
 
 
@@ -78,14 +80,14 @@ def test_an_id_on_both_sides_is_refused(split: Split) -> None:
 def test_every_row_has_every_key_no_bound_and_no_verdict() -> None:
     rows = tier0.audit_rows(*noise_scores(400), target=TARGET, alpha=0.1)
     json.dumps(rows, allow_nan=False)
-    assert [row["attack"] for row in rows] == ["loss", "ref", "zlib", "baseline"]
+    assert [row["attack"] for row in rows] == ["loss", "ref", "zlib", "mink_20", "minkpp_20", "ez", "baseline"]
     assert all(set(row) == ROW_KEYS for row in rows)
     assert all(row["epsilon_lower_bound"] is None and row["verdict"] is None for row in rows)
     assert all("indicator only" in row["notes"][0] for row in rows)
     assert all(row["benchmark_valid"] is True for row in rows)
-    assert [row["channel"] for row in rows] == ["model", "model", "model", "none"]
-    assert [row["alpha"] for row in rows] == [0.1, 0.1, 0.1, 0.001]
-    assert [row["epsilon_claimed"] for row in rows] == [3.0, 3.0, 3.0, None]
+    assert [row["channel"] for row in rows] == [*["model"] * 6, "none"]
+    assert [row["alpha"] for row in rows] == [*[0.1] * 6, 0.001]
+    assert [row["epsilon_claimed"] for row in rows] == [*[3.0] * 6, None]
 
 
 def test_a_baseline_that_wins_voids_every_row() -> None:
@@ -127,9 +129,13 @@ def test_the_table_has_one_row_a_record_and_attack_and_no_text(split: Split) -> 
 
 
 def test_the_score_of_a_record_does_not_depend_on_which_others_were_drawn(split: Split, tmp_path: Path) -> None:
-    def by_length(records: object) -> list[NDArray[np.float64]]:
-        texts = getattr(records, "texts", ())
-        return [np.full(len(text.split()), -math.log(1 + len(text))) for text in texts]
+    def by_length(records: Records) -> list[TokenStatistics]:
+        found = list[TokenStatistics]()
+        for text in records.texts:
+            values = np.full(len(text.split()), -math.log(1 + len(text)))
+            top = np.zeros(values.size, dtype=np.bool_)
+            found.append(TokenStatistics(log_probs=values, means=values - 1, deviations=values * 0 + 1, is_top=top))
+        return found
 
     found = []
     for size in (30, 60):

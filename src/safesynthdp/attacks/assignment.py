@@ -10,13 +10,15 @@ Guarantee:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 SCHEME = "pairs-v1"
+AS_TRAINED = "as-trained"
+"""Scheme of a dedicated target that was trained elsewhere: its bits are what it was trained on, and no coins."""
 TARGET = "target"
 """The pair of the dedicated target in the rule."""
 BITS = pa.schema(
@@ -55,7 +57,14 @@ def members(seed: int, model_id: int, unit_ids: Sequence[str], *, num_models: in
     return ~bits if pair is not None and model_id % 2 else bits
 
 
-def assignment_table(unit_of_record: Mapping[str, str], *, seed: int, num_models: int, with_target: bool) -> pa.Table:
+def assignment_table(
+    unit_of_record: Mapping[str, str],
+    *,
+    seed: int,
+    num_models: int,
+    with_target: bool,
+    trained: Collection[str] | None = None,
+) -> pa.Table:
     """Return the bits of every model and audited record, models in order, then the target.
 
     Args:
@@ -63,16 +72,20 @@ def assignment_table(unit_of_record: Mapping[str, str], *, seed: int, num_models
         seed: Of the rule.
         num_models: Models of the pool, without the target.
         with_target: Append the dedicated target as model ``num_models``.
+        trained: The units that a target from elsewhere was trained on; None = the target has coins.
     """
     record_ids, units = list(unit_of_record), list(unit_of_record.values())
     models = range(num_models + with_target)
     bits = [members(seed, model_id, units, num_models=num_models) for model_id in models]
+    schemes = [SCHEME] * len(models)
+    if with_target and trained is not None:
+        bits[-1], schemes[-1] = np.asarray([unit in trained for unit in units], dtype=np.bool_), AS_TRAINED
     rows = len(record_ids) * len(models)
     columns = {
         "model_id": np.repeat(np.arange(len(models), dtype=np.int64), len(record_ids)),
         "record_id": record_ids * len(models),
         "member": np.concatenate(bits) if bits else np.zeros(0, dtype=np.bool_),
         "seed": np.full(rows, seed, dtype=np.int64),
-        "scheme": [SCHEME] * rows,
+        "scheme": [scheme for scheme in schemes for _ in record_ids],
     }
     return pa.table(columns, schema=BITS)

@@ -34,6 +34,7 @@ from safesynthdp.attacks.claims import AUDITABLE_ADJACENCY, Claim
 from safesynthdp.attacks.guesses import guess
 from safesynthdp.attacks.matching import match_test
 from safesynthdp.attacks.metrics import REPORTED_FPR, Measured, measure
+from safesynthdp.attacks.pool_attacks import STORED_BESIDE
 from safesynthdp.errors import DataError
 
 POOLED = "pooled"
@@ -41,6 +42,7 @@ DEFAULT_DELTA = 1e-5
 MATCH_ATTACK = "match_8"
 NOT_NAMED = "another attack was named in the plan; this one has no verdict"
 """Its bound has no share of the alpha."""
+UNDRAWN_NOTE = "no bound: this run was trained elsewhere, and its members were chosen by a split of texts, not by coins"
 _GRID = (np.arange(64) + 0.5) / 64  # quantiles of each posterior
 Row = dict[str, Any]
 
@@ -61,6 +63,8 @@ class Test:
     notes: tuple[str, ...]
     has_verdict: bool
     """False for attacks beside the one the plan names."""
+    undrawn: frozenset[str] = frozenset()
+    """Targets whose members were not chosen by coins: nothing about epsilon follows from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ def prove(group: Group, side: Side, test: Test, *, alpha: float) -> Proof:
             f"attack={group.attack}: target {side.target_id} has members or non-members only; an audit needs both"
         )
     measured = measure(side.scores[side.is_member], side.scores[~side.is_member], alpha=alpha)
+    if side.target_id in test.undrawn:
+        return Proof(measured=measured, unfair=UNDRAWN_NOTE)
     heads, tosses = int(side.is_member.sum()), side.is_member.size
     fairness = fair_coin_p_value(heads=heads, tosses=tosses)
     if fairness < UNFAIR:
@@ -239,6 +245,7 @@ def _why_none(group: Group, test: Test) -> list[str]:
         ("the text baseline was not scored or had too few records, so no verdict", test.benchmark_valid is None),
         (NOT_NAMED, not test.has_verdict),
         ("a test of no leakage, not of epsilon; no verdict", group.attack == MATCH_ATTACK),
+        ("it orders records as another attack does, which has the verdict", group.attack in STORED_BESIDE),
     ]
     return [reason for reason, applies in reasons if applies]
 

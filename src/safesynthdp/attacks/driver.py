@@ -1,6 +1,6 @@
 """Driving a pool to its end: begin, watch, begin again; killed and restarted at will.
 
-Here: the loop and its decisions. Elsewhere: where tasks run (engine_local.py, engine_slurm.py), what is remembered
+Here: the loop and its decisions. Elsewhere: where tasks run (engine_*.py), what is remembered
 (jobs.py), what a task does (shard.py). A shard is done when its manifest says so, whatever became of its task; an
 engine is only asked about shards that are not.
 """
@@ -200,13 +200,21 @@ class Driver:
 
 def drive(pool: Pool, config: RunPoolConfig) -> None:
     """Drive every shard of a pool to its end on the engine that the config names."""
-    from safesynthdp.attacks.engine_local import LocalEngine
-    from safesynthdp.attacks.engine_slurm import SlurmEngine
-
-    engine: Engine = SlurmEngine(pool, config) if config.engine == "slurm" else LocalEngine(pool, config)
+    engine = _engine(pool, config)
     began = time.monotonic()
     Driver(pool=pool, config=config, engine=engine, book=JobBook.open(pool)).drive()
     sys.stdout.write(f"all {len(pool.shards)} shards are done in {duration(time.monotonic() - began)} -> {pool.path}\n")
+
+
+def _engine(pool: Pool, config: RunPoolConfig) -> Engine:
+    if config.engine == "submitit":
+        from safesynthdp.attacks.engine_submitit import engine_of
+
+        return engine_of(pool, config)
+    from safesynthdp.attacks.engine_local import LocalEngine
+    from safesynthdp.attacks.engine_slurm import SlurmEngine
+
+    return SlurmEngine(pool, config) if config.engine == "slurm" else LocalEngine(pool, config)
 
 
 @contextmanager

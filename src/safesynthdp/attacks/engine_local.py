@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safesynthdp.attacks.jobs import Begun, Seen
@@ -36,7 +37,7 @@ class LocalEngine:
 
     def submit(self, logs: Mapping[int, Path]) -> dict[int, Begun]:
         """See ``Engine.submit``."""
-        return {number: Begun(job=self._start(number, log), log=log) for number, log in logs.items()}
+        return {number: self._start(number, log) for number, log in logs.items()}
 
     def look(self, jobs: Mapping[int, str]) -> dict[int, Seen]:
         """See ``Engine.look``."""
@@ -68,33 +69,45 @@ class LocalEngine:
             except subprocess.TimeoutExpired:
                 child.kill()
 
-    def _start(self, number: int, log: Path) -> str:
+    def threads(self) -> dict[str, str]:
+        """Return the variable by which tasks share the cores; what the user has set stands."""
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // self.limit())))}
+
+    def _start(self, number: int, log: Path) -> Begun:
         command = worker_command(self._pool, number)
-        environment = {"OMP_NUM_THREADS": str(max(1, _cores() // self.limit()))} | dict(os.environ)
+        environment = dict(os.environ) | self.threads()
         with log.open("ab") as output:
             child = subprocess.Popen(
                 command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
             )
-        job = f"{platform.node()}:{child.pid}:{_start_time(child.pid)}"
+        job = f"{platform.node()}:{child.pid}:{start_time(child.pid)}"
         self._children[job] = child
-        return job
+        return Begun(job=job, log=log)
 
     def _look(self, number: int, job: str) -> Seen:
         if job == LOCKED:
             return Seen(phase="alive" if number in self.find() else "gone")
-        if job in self._children:
-            return _ending(self._children[job].poll())
+        if (mine := self._look_at_own(job)) is not None:
+            return mine
         host, pid, began = job.rsplit(":", 2)
         if host != platform.node():
             return Seen(phase="gone", reason=f"a driver on {host} began it")
-        is_same = _start_time(int(pid)) == began
+        is_same = start_time(int(pid)) == began
         return Seen(phase="alive") if is_same else Seen(phase="gone", reason="its process is gone")
+
+    def _look_at_own(self, job: str) -> Seen | None:
+        """Return what became of a task that this very driver began; None of any other."""
+        return _ending(self._children[job].poll()) if job in self._children else None
+
+    def _pids(self) -> list[int]:
+        """Return the live tasks of this driver."""
+        return [child.pid for child in self._children.values() if child.returncode is None]
 
     def _fitting(self) -> int:
         """Return how many tasks, running ones included, the memory has room for."""
         needed = self._config.memory_gib_per_task or self._measured_gib() or FIRST_GUESS_GIB
         free = _free_gib()
-        held = sum(_resident_gib(child.pid) for child in self._children.values() if child.returncode is None)
+        held = sum(_resident_gib(pid) for task in self._pids() for pid in family(task))
         return sys.maxsize if free is None else int((free + held) / needed)
 
     def _measured_gib(self) -> float | None:
@@ -118,13 +131,24 @@ def _ending(code: int | None) -> Seen:
     return Seen(phase="failed", reason=f"killed by signal {-code}" if code < 0 else f"exit code {code}")
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """Return when a process began, in clock ticks since boot; '' if there is none. A pid alone is used again."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if after_name[0] == "Z" else after_name[19]
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and its descendants, as far as the system tells: a launcher itself holds no memory."""
+    found, left = list[int](), [pid]
+    while left:
+        found.append(left.pop())
+        for path in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            with suppress(OSError):
+                left += map(int, path.read_text(encoding="utf-8").split())
+    return found
 
 
 def _cores() -> int:

@@ -82,8 +82,8 @@ class SlurmEngine:
             states = self._states([])
         except SafeSynthError:
             return {}
-        alive = [job for job, (state, _) in states.items() if _phase(state) == "alive" and "_" in job]
-        return {int(job.rpartition("_")[2]): job for job in alive}
+        numbers = {job: self._number_of(job) for job, (state, _) in states.items() if _phase(state) == "alive"}
+        return {number: job for job, number in numbers.items() if number is not None}
 
     def room(self, alive: int) -> int:
         """See ``Engine.room``: all at once, and SLURM holds back what is too much, but it does so array by array.
@@ -114,9 +114,11 @@ class SlurmEngine:
 
     def _queue(self) -> dict[str, tuple[str, str]]:
         """Return state and reason by task, of every array of this pool the controller still knows."""
-        asked = ["squeue", "-h", "-r", "-t", "all", f"--name={self.job_name}", "-o", "%i|%T|%r"]
-        rows = [line.strip().split("|", 2) for line in call_client(asked).splitlines() if line.count("|") == 2]
-        return {job: (state, reason) for job, state, reason in rows}
+        return {job: (state, reason) for job, state, reason in queue_rows([self.job_name], "%i|%T|%r")}
+
+    def _number_of(self, job: str) -> int | None:
+        """Return the shard of a task; None if it is no task of an array."""
+        return int(job.rpartition("_")[2]) if "_" in job else None
 
     def _accounting(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
         """Return the same from the accounting, which forgets nothing, where there is one."""
@@ -161,6 +163,17 @@ def _phase(state: str) -> Phase:
     if state in _SET_ASIDE:
         return "set_aside"
     return "failed" if state in _FAILED else "unknown"
+
+
+def queue_rows(names: Sequence[str], columns: str) -> list[list[str]]:
+    """Return the columns (squeue's own, with a bar between them) of every task the controller knows by a job's name.
+
+    Raises:
+        SafeSynthError: If nobody answers.
+    """
+    found = call_client(["squeue", "-h", "-r", "-t", "all", f"--name={','.join(names)}", "-o", columns])
+    bars = columns.count("|")
+    return [line.strip().split("|") for line in found.splitlines() if line.count("|") == bars]
 
 
 def meaning_of(state: str, reason: str) -> Seen:

@@ -1,6 +1,6 @@
 """What drivers know of the tasks they began: attempts, job ids and reasons, on disk, for whoever drives next.
 
-Here: jobs.json and the note a failing worker leaves. Elsewhere: beginning tasks (engine_local.py, engine_slurm.py) and
+Here: jobs.json and the note a failing worker leaves. Elsewhere: beginning tasks (engine_*.py) and
 deciding what comes next (driver.py). Nothing here says that a shard is done: its manifest does (pool.py).
 """
 

@@ -1,7 +1,7 @@
-"""Token log-probabilities of audited records under a run's model, with a word on how long it takes.
+"""What a run's model says of audited records, token by token, with a word on how long it takes.
 
-Here: load, encode as in training, score. Elsewhere: the forward passes (training/scoring.py), the signals made of
-them (signals.py). torch is imported when a model is loaded, not before.
+Here: load, encode as in training, score. Elsewhere: the forward passes (training/token_statistics.py), the signals
+made of them (signals.py). torch is imported when a model is loaded, not before.
 """
 
 import sys
@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from safesynthdp.attacks.signals import Statistics
 from safesynthdp.progress import duration, progress
 from safesynthdp.records import Records
 from safesynthdp.runs import RunDirectory
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
     from safesynthdp.training.examples import Example
     from safesynthdp.training.ranks import Ranks
 
-Scorer = Callable[[Records], list[NDArray[np.float64]]]
-"""Returns, for each record, the log-probabilities of its own scored tokens."""
+Scorer = Callable[[Records], Sequence[Statistics]]
+"""Returns, for each record, what a model says of its own scored tokens."""
 _PROBE = 8  # records timed before the long part
 
 
@@ -41,10 +39,10 @@ def run_scorer(
     speaks = ranks is None or ranks.is_main
     name = "untuned model" if untuned else "trained model"
 
-    def score(records: Records) -> list[NDArray[np.float64]]:
+    def score(records: Records) -> Sequence[Statistics]:
         from safesynthdp.models import load_run_model
         from safesynthdp.training.examples import encode
-        from safesynthdp.training.scoring import token_log_probs
+        from safesynthdp.training.token_statistics import token_statistics
 
         loaded = load_run_model(run, untuned=untuned)
         examples = encode(
@@ -56,10 +54,10 @@ def run_scorer(
         )
         budget = max_tokens_per_microbatch
         if not speaks:
-            return token_log_probs(loaded.model, examples, max_tokens_per_microbatch=budget, ranks=ranks)
+            return token_statistics(loaded.model, examples, max_tokens_per_microbatch=budget, ranks=ranks)
         _say_how_long(name, loaded.model, examples, budget)
         with progress(name, total=len(examples), unit="records") as advance:
-            return token_log_probs(
+            return token_statistics(
                 loaded.model, examples, max_tokens_per_microbatch=budget, progress=advance, ranks=ranks
             )
 
@@ -68,12 +66,12 @@ def run_scorer(
 
 def _say_how_long(name: str, model: "nn.Module", examples: Sequence["Example"], max_tokens: int) -> None:
     """Time a few records and say what all of them will take."""
-    from safesynthdp.training.scoring import token_log_probs
+    from safesynthdp.training.token_statistics import token_statistics
 
     if len(examples) <= _PROBE:
         return
     started = time.monotonic()
-    token_log_probs(model, examples[:_PROBE], max_tokens_per_microbatch=max_tokens)
+    token_statistics(model, examples[:_PROBE], max_tokens_per_microbatch=max_tokens)
     num_tokens, probed = (sum(len(example) for example in part) for part in (examples, examples[:_PROBE]))
     seconds = (time.monotonic() - started) * num_tokens / probed
     sys.stderr.write(f"{name}: {len(examples)} records, {num_tokens} tokens, about {duration(max(1.0, seconds))}\n")

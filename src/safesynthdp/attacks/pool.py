@@ -69,6 +69,11 @@ class Pool:
         return self.path / "data" / "reference.parquet"
 
     @property
+    def population_file(self) -> Path:
+        """The reference records that every model scores; missing in pools without any."""
+        return self.path / "data" / "population.parquet"
+
+    @property
     def has_users(self) -> bool:
         """Records name their user."""
         return "user" in read_table(self.training_file).column_names

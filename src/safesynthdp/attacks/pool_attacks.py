@@ -167,6 +167,8 @@ ATTACKS: Mapping[str, Attack] = {
         channel="text", formula="largest cosine", signals=("embed_nn",), score=lambda v: v.target("embed_nn")
     ),
 }
+STORED_BESIDE = ("rmia_calibrated",)
+"""Scores that order records as another attack does, with more ties: no verdict, so no share of alpha."""
 REFUSED = {
     "rmia_linear": "its constant ((1+a)p + 1-a)/2 swamps the probability of a text and leaves the loss attack; use rmia"
 }

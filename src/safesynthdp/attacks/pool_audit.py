@@ -9,7 +9,7 @@ Guarantee:
     unless the plan names one attack, and a verdict needs a text baseline at chance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from safesynthdp.attacks.audit_rows import MATCH_ATTACK, Proof, Row, Test, basel
 from safesynthdp.attacks.baseline import VOID_ALPHA, benchmark_is_valid
 from safesynthdp.attacks.bounds import check_alpha
 from safesynthdp.attacks.claims import Claim
-from safesynthdp.attacks.pool_attacks import ATTACKS
+from safesynthdp.attacks.pool_attacks import ATTACKS, STORED_BESIDE
 from safesynthdp.attacks.pool_baseline import CHANNEL as NO_CHANNEL
 from safesynthdp.attacks.pool_baseline import baseline_table
 from safesynthdp.attacks.pool_scores import TARGET, Pool, available_attacks, score_pool
@@ -41,6 +41,7 @@ def evaluate(
     gate: str = "one-run",
     num_epochs: float | None = None,
     notes: Sequence[str] = (),
+    undrawn: Collection[str] = (),
 ) -> list[Row]:
     """Return the rows of audit.json: every target and, of rotating targets, the pooled row, for each attack.
 
@@ -54,6 +55,7 @@ def evaluate(
         gate: Which test the verdict follows: one-run (valid for any scores) or curve (independent scores).
         num_epochs: Shown beside every AUC.
         notes: Lines for every row.
+        undrawn: Targets whose members were not chosen by coins: their rows have no bound and no verdict.
 
     Raises:
         ConfigError: If an argument is out of range, or ``primary`` is not among the attacks.
@@ -66,6 +68,8 @@ def evaluate(
     units[NO_CHANNEL] = "user" if "user" in units.values() else "record"
     found = list(groups(scores, records, units=units))
     attacks = [group for group in found if group.channel != NO_CHANNEL]
+    if primary in STORED_BESIDE:
+        raise ConfigError(f"primary={primary} has no verdict; name rmia, which orders records alike")
     if primary is not None and primary not in {group.attack for group in attacks}:
         raise ConfigError(f"primary={primary} is not among the attacks of these scores; score it or name another")
     valid = _validity([group for group in found if group.channel == NO_CHANNEL])
@@ -73,13 +77,14 @@ def evaluate(
     for group in attacks:
         test = Test(
             claim=claims.get(group.channel),
-            alpha=alpha / _num_tests(group.channel, attacks, primary),
+            alpha=alpha / _num_tests(group.channel, attacks, primary, undrawn),
             side=side,
             gate=gate,
             benchmark_valid=None,
             num_epochs=num_epochs,
             notes=(PRIVATE_NOTE, *notes),
             has_verdict=primary in (None, group.attack),
+            undrawn=frozenset(undrawn),
         )
         rows += _group_rows(group, test, valid)
     for group in found:
@@ -134,7 +139,16 @@ def audit_pool(
         unit_of = dict(zip(records["record_id"].to_pylist(), records["unit_id"].to_pylist(), strict=True))
     parts.append(baseline_table(pool.bits, texts, seed=seed, target_ids=target_ids, unit_of=unit_of))
     scores = joined(parts)
-    rows = evaluate(scores, claims, records=records, alpha=alpha, primary=primary, num_epochs=num_epochs, notes=notes)
+    rows = evaluate(
+        scores,
+        claims,
+        records=records,
+        alpha=alpha,
+        primary=primary,
+        num_epochs=num_epochs,
+        notes=notes,
+        undrawn=() if pool.bits.target_is_drawn else (TARGET,),
+    )
     return scores, rows
 
 
@@ -175,10 +189,12 @@ def _group_rows(group: Group, test: Test, valid: Mapping[str, bool | None]) -> l
     return rows
 
 
-def _num_tests(channel: str, attacks: Sequence[Group], primary: str | None) -> int:
+def _num_tests(channel: str, attacks: Sequence[Group], primary: str | None, undrawn: Collection[str]) -> int:
     """Return how many verdicts share the alpha of a channel: attacks x kinds of record x families of targets."""
-    tested = [g for g in attacks if g.channel == channel and g.attack != MATCH_ATTACK and primary in (None, g.attack)]
-    families = {(g.attack, g.kind, one.target_id == TARGET) for g in tested for one in g.sides}
+    untested = (MATCH_ATTACK, *STORED_BESIDE)
+    tested = [g for g in attacks if g.channel == channel and g.attack not in untested and primary in (None, g.attack)]
+    sides = [(g, one.target_id) for g in tested for one in g.sides if one.target_id not in undrawn]
+    families = {(g.attack, g.kind, target_id == TARGET) for g, target_id in sides}
     return max(1, len(families))
 
 

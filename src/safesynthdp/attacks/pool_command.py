@@ -51,10 +51,12 @@ def status_of(pool: Pool) -> dict[str, Any]:
     """
     from safesynthdp.attacks.engine_local import LocalEngine
     from safesynthdp.attacks.engine_slurm import SlurmEngine
+    from safesynthdp.attacks.engine_submitit import SubmititLocalEngine, SubmititSlurmEngine
 
     book = JobBook.open(pool)
     config = RunPoolConfig(pool=str(pool.path))
-    engines: list[Engine] = [LocalEngine(pool, config), SlurmEngine(pool, config)]
+    kinds = (LocalEngine, SlurmEngine, SubmititLocalEngine, SubmititSlurmEngine)
+    engines: list[Engine] = [kind(pool, config) for kind in kinds]
     held = engines[0].find()
     alive = {number for engine in engines for number in _alive(pool, book, engine)}
     found: dict[str, Any] = {name: [] for name in ("done", "running", "missing", "failed")}

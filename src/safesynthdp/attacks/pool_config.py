@@ -77,6 +77,9 @@ class PoolConfig:
     """Of the coins (rule pairs-v1) and of the choice of audited records; not of the training."""
     num_audit: int = 1000
     """At most so many natural records are audited by a coin each; all other records are in every model."""
+    num_population: int = 1000
+    """At most so many held-out records, in nobody's training data, are scored too: rmia_calibrated compares with them,
+    and reaches no false-positive rate below 1 / (their number + 1). 0 = none."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     """Made-up records that are audited too."""
     channels: list[Channel] = field(default_factory=lambda: ["model", "text"])
@@ -85,6 +88,9 @@ class PoolConfig:
     """The corpus of each model, for the channel text."""
     with_target: bool = True
     """Also train the model that may be released, as a dedicated target with coins of its own. It is kept."""
+    target_run: str | None = None
+    """A finished finetune run of this recipe, attacked as the target in place of one trained here: nobody tossed coins
+    for it, so it gets AUCs and no bound on epsilon."""
     num_processes: int = 1
     """Processes (GPUs) a model is trained with, through accelerate, within one task."""
 
@@ -97,22 +103,29 @@ class PoolConfig:
             raise ConfigError(f"num_models={self.num_models}: give an even number from 2 to {MAX_MODELS}")
         if self.num_audit < 0 or self.num_audit + self.canaries.count < 2:
             raise ConfigError(f"num_audit={self.num_audit}: audit two records or more, natural ones or canaries")
+        if self.num_population < 0:
+            raise ConfigError(f"num_population={self.num_population}: give 0 or more")
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ConfigError(f"channels={self.channels}: name model, text, or both, each once")
+        if self.target_run is not None and (self.canaries.count or not self.with_target):
+            raise ConfigError(
+                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count "
+                "and with_target=false"
+            )
         if self.num_processes < 1:
             raise ConfigError(f"num_processes={self.num_processes}: give a whole number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What ``sbatch`` is told, for ``--engine slurm``."""
+    """What ``sbatch`` is told, for ``--engine slurm`` and ``--submitit.cluster slurm``."""
 
     partition: str | None = None
     """Partition; null = the cluster's default."""
     account: str | None = None
     """Account to charge."""
     time_minutes: int | None = None
-    """Time limit of a task; null = the partition's."""
+    """Time limit of a task; null = the partition's. submitit has to be given one."""
     cpus_per_task: int | None = None
     """Cores a task."""
     gpus_per_task: int = 0
@@ -133,6 +146,14 @@ class SlurmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubmititConfig:
+    """Where submitit begins tasks, for ``--engine submitit``."""
+
+    cluster: Literal["local", "slurm"] = "local"
+    """Its executor: processes of this machine, or SLURM arrays with the options of ``slurm``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPoolConfig:
     """Train and score what is left of a pool; the same command goes on wherever an earlier one stopped."""
 
@@ -140,8 +161,8 @@ class RunPoolConfig:
     """The pool, as ``attack plan`` wrote it."""
     shard: int | None = None
     """Do this one shard in this process: what a task of any scheduler calls. null = drive them all."""
-    engine: Literal["local", "slurm"] = "local"
-    """Where tasks run: processes of this machine, or a SLURM array."""
+    engine: Literal["local", "slurm", "submitit"] = "local"
+    """Where tasks run: processes of this machine, a SLURM array, or either of them by way of submitit."""
     max_parallel: int | None = None
     """Tasks at once; null = what cores and memory allow (local), no limit of ours (slurm)."""
     memory_gib_per_task: float | None = None
@@ -153,7 +174,9 @@ class RunPoolConfig:
     poll_seconds: float = 0.2
     """Seconds between two looks at the manifests."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    """Options of the SLURM engine."""
+    """Options of SLURM."""
+    submitit: SubmititConfig = field(default_factory=SubmititConfig)
+    """Options of submitit."""
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""

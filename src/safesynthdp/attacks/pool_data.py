@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from safesynthdp.errors import DataError, SafeSynthError
 from safesynthdp.privacy.storage import write_atomically
 from safesynthdp.record_set import record_hashes
-from safesynthdp.records import DataConfig, Split, canonical_text, load_split
+from safesynthdp.records import DataConfig, Records, Split, canonical_text, load_split
 
 Role = Literal["base", "audit", "canary"]
 TEXT, LABEL, USER = "text", "label", "user"
@@ -99,7 +99,9 @@ class PoolData:
         return hashlib.sha256("\n".join(["pool-v1", *lines]).encode()).hexdigest()
 
 
-def compose(split: Split, canaries: Sequence[MadeUp], *, num_audit: int, seed: int, unit: str) -> PoolData:
+def compose(
+    split: Split, canaries: Sequence[MadeUp], *, num_audit: int, seed: int, unit: str, both_sides: bool = False
+) -> PoolData:
     """Choose who is audited among the training side, and add the canaries.
 
     Args:
@@ -108,13 +110,17 @@ def compose(split: Split, canaries: Sequence[MadeUp], *, num_audit: int, seed: i
         num_audit: At most so many natural units: those with the smallest hash of seed and id.
         seed: Of that choice.
         unit: record or user.
+        both_sides: Audit as many units of the holdout (at most half of it) as of the training side: the target is a
+            run that exists, which has all of the one and none of the other.
 
     Raises:
         DataError: If fewer than two units can be audited, or a canary is also a record.
     """
     train = split.train
-    units = list(train.user_ids if unit == "user" and train.user_ids is not None else train.record_ids)
-    audited = set(sorted(_lone_units(split, units), key=lambda name: _rank(name, seed))[:num_audit])
+    units = _units(train, unit)
+    lone = [sorted(names, key=lambda name: _rank(name, seed)) for names in _lone_units(split, unit)]
+    share = min(num_audit // 2, len(lone[0]), len(lone[1]) // 2) if both_sides else num_audit
+    audited, held = set(lone[0][:share]), set(lone[1][:share] if both_sides else [])
     if len(audited) + len(canaries) < 2:
         raise DataError(
             f"num_audit={num_audit}: {len(audited)} of {len(set(units))} {unit}s can be audited (those without a copy "
@@ -131,12 +137,35 @@ def compose(split: Split, canaries: Sequence[MadeUp], *, num_audit: int, seed: i
         )
         for i in range(len(train))
     ]
+    if both_sides and not audited:
+        raise DataError(
+            f"num_audit={num_audit}: the holdout has no two {unit}s without a copy; train with a larger holdout_percent"
+        )
+    outside = split.holdout
+    natural += [
+        PoolRecord(
+            record_id=outside.record_ids[i],
+            text=outside.texts[i],
+            label=outside.labels[i],
+            user_id=None if outside.user_ids is None else outside.user_ids[i],
+            role="audit",
+            unit_id=name,
+        )
+        for i, name in enumerate(_units(outside, unit))
+        if name in held
+    ]
     made_up = [_canary(canary, unit=unit, has_users=train.user_ids is not None) for canary in canaries]
     _refuse_copies(split, made_up)
     rows = [(record.record_id, record.record_id) for record in natural]
     rows += [(row, record.record_id) for record in made_up for row in _row_ids(record)]
     records = sorted([*natural, *made_up], key=lambda record: record.record_id)
     return PoolData(records=tuple(records), rows=tuple(sorted(rows)))
+
+
+def choose_population(reference: Records, *, num_population: int, seed: int) -> Records:
+    """Return at most so many records that no model is trained on: those with the smallest hash of seed and id."""
+    ranked = sorted(range(len(reference)), key=lambda i: _rank(reference.record_ids[i], seed))
+    return reference.select(sorted(ranked[:num_population]))
 
 
 def write_training_file(path: Path, data: PoolData, *, labels: Sequence[str] | None) -> None:
@@ -212,14 +241,20 @@ def _refuse_copies(split: Split, made_up: Sequence[PoolRecord]) -> None:
         )
 
 
-def _lone_units(split: Split, units: Sequence[str]) -> list[str]:
-    """Return the units none of whose texts stands in another unit or in the holdout."""
-    owners = defaultdict[str, set[str]](set)
-    for text, owner in zip(split.train.texts, units, strict=True):
-        owners[canonical_text(text)].add(owner)
-    held = {canonical_text(text) for text in split.holdout.texts}
-    shared = {owner for text, who in owners.items() if len(who) > 1 or text in held for owner in who}
-    return [unit for unit in sorted(set(units)) if unit not in shared]
+def _units(records: Records, unit: str) -> list[str]:
+    return list(records.user_ids if unit == "user" and records.user_ids is not None else records.record_ids)
+
+
+def _lone_units(split: Split, unit: str) -> tuple[list[str], list[str]]:
+    """Return the units of each side none of whose texts stands in another unit, on either side."""
+    sides = [_units(records, unit) for records in (split.train, split.holdout)]
+    owners = defaultdict[str, set[tuple[int, str]]](set)
+    for side, (names, records) in enumerate(zip(sides, (split.train, split.holdout), strict=True)):
+        for text, owner in zip(records.texts, names, strict=True):
+            owners[canonical_text(text)].add((side, owner))
+    shared = {owner for who in owners.values() if len(who) > 1 for owner in who}
+    first, second = ([n for n in sorted(set(names)) if (side, n) not in shared] for side, names in enumerate(sides))
+    return first, second
 
 
 def _rank(unit: str, seed: int) -> bytes:

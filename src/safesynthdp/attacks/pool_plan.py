@@ -21,11 +21,12 @@ from safesynthdp.attacks.assignment import assignment_table
 from safesynthdp.attacks.command import AUDIT
 from safesynthdp.attacks.pool import ASSIGNMENT, PLAN, RECORDS, Pool
 from safesynthdp.attacks.pool_config import PoolConfig
-from safesynthdp.attacks.pool_data import MadeUp, PoolData, compose, write_training_file
+from safesynthdp.attacks.pool_data import MadeUp, PoolData, choose_population, compose, write_training_file
+from safesynthdp.attacks.pool_target import ExistingRun, open_target
 from safesynthdp.attacks.shard_spec import ShardSpec, canonical_hash, derived_seed, recipe_hash
 from safesynthdp.attacks.signals import zlib_lengths
 from safesynthdp.config import parse, to_mapping
-from safesynthdp.errors import ConfigError
+from safesynthdp.errors import ConfigError, SafeSynthError
 from safesynthdp.privacy.storage import make_private_directory, write_atomically, write_json, write_text
 from safesynthdp.records import Records, Split, load_split
 from safesynthdp.runs import CONFIG, MANIFEST, RunDirectory
@@ -45,6 +46,10 @@ class AuditPlan:
     """The training config of every model, with the noise settled; data and seed are filled in for each."""
     data: PoolData
     reference: Records
+    """What no model is trained on."""
+    population: Records
+    """Of these, what every model scores."""
+    target: ExistingRun | None
     label_set: tuple[str, ...]
     label_set_is_public: bool
     shards: tuple[ShardSpec, ...]
@@ -61,6 +66,7 @@ class AuditPlan:
             "version": PLAN_VERSION,
             "num_models": self.config.num_models,
             "with_target": self.config.with_target,
+            "target_run": None if self.target is None else str(self.target.run.path),
             "seed": self.config.seed,
             "unit": self.unit,
             "channels": settings["channels"],
@@ -84,19 +90,32 @@ def make_plan(config: PoolConfig) -> AuditPlan:
     """
     recipe = read_recipe(config)
     split = load_split(recipe.data)
-    data = compose(
-        split, _canaries(config, split), num_audit=config.num_audit, seed=config.seed, unit=recipe.privacy.unit
-    )
-    nominal = data.nominal(unit=recipe.privacy.unit)
-    settled = _settled(recipe, split, nominal=nominal)
+    unit = recipe.privacy.unit
+    target = None if config.target_run is None else open_target(config.target_run, to_mapping(recipe), split)
+    both = target is not None
+    canaries = _canaries(config, split)
+    data = compose(split, canaries, num_audit=config.num_audit, seed=config.seed, unit=unit, both_sides=both)
+    nominal = data.nominal(unit=unit)
+    if target is not None and nominal != target.num_units:
+        raise SafeSynthError(
+            f"target_run={config.target_run}: {target.num_units} {unit}s, and {nominal} in a shadow model"
+        )
+    settled = _settled(recipe, split, nominal=nominal, noise=None if target is None else target.noise_multiplier)
+    audited = {record.record_id for record in data.audited}
+    outside = [index for index, held in enumerate(split.holdout.record_ids) if held not in audited]
+    reference = split.holdout.select(outside)
+    wanted = config.num_population if "model" in config.channels else 0
+    population = choose_population(reference, num_population=wanted, seed=config.seed)
     return AuditPlan(
         config=config,
         recipe=settled,
         data=data,
-        reference=split.holdout,
+        reference=reference,
+        population=population,
+        target=target,
         label_set=split.train.label_set,
         label_set_is_public=split.train.label_set_is_public,
-        shards=tuple(_specs(config, settled, data, split, nominal=nominal)),
+        shards=tuple(_specs(config, settled, _data_hash(data, split, population), nominal=nominal, target=target)),
     )
 
 
@@ -115,9 +134,18 @@ def write_plan(plan: AuditPlan) -> Pool:
     write_training_file(pool.training_file, plan.data, labels=pool.plan["labels"])
     reference = pa.table({"text": list(plan.reference.texts), "label": list(plan.reference.labels)})
     _write_table(pool.reference_file, reference)
+    named = {"record_id": list(plan.population.record_ids)}
+    named |= {"text": list(plan.population.texts), "label": list(plan.population.labels)}
+    _write_table(pool.population_file, pa.table({name: pa.array(cells, pa.string()) for name, cells in named.items()}))
     _write_table(run.path / RECORDS, _records_table(plan))
     units = {record.record_id: record.unit_id for record in plan.data.audited}
-    bits = assignment_table(units, seed=config.seed, num_models=config.num_models, with_target=config.with_target)
+    bits = assignment_table(
+        units,
+        seed=config.seed,
+        num_models=config.num_models,
+        with_target=config.with_target,
+        trained=None if plan.target is None else plan.target.units_of(plan.data.audited),
+    )
     _write_table(run.path / ASSIGNMENT, bits)
     _drop_other_audit(pool)
     write_json(run.path / PLAN, pool.plan, private=True)
@@ -165,25 +193,37 @@ def read_recipe(config: PoolConfig) -> "FinetuneConfig":
     return recipe
 
 
-def _settled(recipe: "FinetuneConfig", split: Split, *, nominal: int) -> dict[str, Any]:
-    """Return the recipe with its noise searched once, at the nominal size, for all models."""
+def _settled(recipe: "FinetuneConfig", split: Split, *, nominal: int, noise: float | None) -> dict[str, Any]:
+    """Return the recipe with its noise searched once, at the nominal size, for all models, or taken from a target."""
     from safesynthdp.training.plan import make_plan as plan_privacy
 
-    privacy = plan_privacy(recipe, split.train, num_units=nominal, noise_multiplier=None)
+    privacy = plan_privacy(recipe, split.train, num_units=nominal, noise_multiplier=noise)
     values = to_mapping(recipe)
     if privacy.mechanism is not None:
         values["privacy"]["noise_multiplier"] = privacy.mechanism.noise_multiplier
     del values["output_dir"], values["dry_run"]
-    values["data"] |= {"max_records": None, "nominal_num_records": nominal}
+    labels = list(split.train.label_set) if split.train.label_set_is_public else None
+    values["data"] |= {"max_records": None, "nominal_num_records": nominal, "labels": labels}
     return values
 
 
-def _specs(
-    config: PoolConfig, recipe: Mapping[str, Any], data: PoolData, split: Split, *, nominal: int
-) -> list[ShardSpec]:
-    reference = hashlib.sha256("\n".join(split.holdout.record_ids).encode()).hexdigest()
+def _data_hash(data: PoolData, split: Split, population: Records) -> str:
+    """Return the hash of all that the tables of a shard depend on, the recipe apart."""
+    reference, scored = (
+        hashlib.sha256("\n".join(r.record_ids).encode()).hexdigest() for r in (split.holdout, population)
+    )
     labels = list(split.train.label_set)
-    data_hash = canonical_hash([data.fingerprint, reference, labels, split.train.label_set_is_public])
+    return canonical_hash([data.fingerprint, reference, labels, split.train.label_set_is_public, scored])
+
+
+def _specs(
+    config: PoolConfig,
+    recipe: Mapping[str, Any],
+    data_hash: str,
+    *,
+    nominal: int,
+    target: ExistingRun | None,
+) -> list[ShardSpec]:
     sample = to_mapping(config.sample)
     seed = recipe["privacy"]["unsafe_seed"]
     specs = list[ShardSpec]()
@@ -203,6 +243,7 @@ def _specs(
                 sample=sample | {"seed": derived_seed("sample", sample["seed"], own)}
                 if "text" in config.channels
                 else None,
+                run_id=target.run_id if is_target and target is not None else None,
             )
         )
     return specs
@@ -263,6 +304,7 @@ def summary(pool: Pool) -> str:
     plan = pool.plan
     mode = plan["recipe"]["privacy"]["mode"]
     target = " and a dedicated target" if plan["with_target"] else ""
+    target += f" ({plan['target_run']}: no coins, so no bound on epsilon)" if plan.get("target_run") else ""
     return (
         f"{plan['num_models']} models in {plan['num_models'] // 2} pairs{target}; {plan['num_audited']} audited "
         f"records, planned size {plan['nominal_num_records']}; privacy.mode={mode}; recipe {plan['recipe_hash'][:12]}\n"

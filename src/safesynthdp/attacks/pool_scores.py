@@ -51,7 +51,7 @@ class Pool:
             raise DataError(
                 f"signals: models {named(sorted(map(str, strangers)))} are not in the assignment; not this pool"
             )
-        self.zlib_bytes = _zlib_bytes(records, self.signals.record_ids)
+        self.zlib_bytes = _zlib_bytes(records, self.bits.record_ids)
 
     @property
     def num_records(self) -> int:

@@ -86,6 +86,7 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
         texts=tables.texts,
         records=tables.records,
         models=tables.models.filter(tables.models["status"].to_numpy(zero_copy_only=False) == "done"),
+        population=tables.population,
         attacks=config.attacks,
         alpha=config.alpha,
         primary=config.primary,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from safesynthdp.attacks.assignment import SCHEME, members
+from safesynthdp.attacks.assignment import AS_TRAINED, SCHEME, members
 from safesynthdp.attacks.signals import named
 from safesynthdp.errors import DataError
 
@@ -39,6 +39,8 @@ class Bits:
     """Row m is model m; a dedicated target is the row after the last pair."""
     num_models: int
     """N, even: shadow models, without the target."""
+    target_is_drawn: bool = True
+    """False: the target was trained elsewhere, and its bits are no coins."""
 
     @property
     def has_target(self) -> bool:
@@ -60,8 +62,9 @@ def read_bits(assignment: pa.Table, *, records: pa.Table | None = None) -> Bits:
     known = coded(assignment["record_id"], table="assignment").dictionary.cast(pa.string())
     ids = tuple(str(value) for value in known.to_pylist())
     seed = _only(assignment, "seed", "seeds")
-    if (scheme := _only(assignment, "scheme", "schemes")) != SCHEME:
-        raise DataError(f"assignment: scheme {scheme} is not {SCHEME}; plan the pool again")
+    schemes = set(assignment["scheme"].unique().to_pylist())
+    if not schemes <= {SCHEME, AS_TRAINED} or SCHEME not in schemes:
+        raise DataError(f"assignment: scheme {named(sorted(map(str, schemes)))} is not {SCHEME}; plan the pool again")
     models = np.asarray(assignment["model_id"].to_numpy(), dtype=np.int64)
     num_all = int(models.max(initial=-1)) + 1
     places = models * len(ids) + codes_of(
@@ -73,7 +76,15 @@ def read_bits(assignment: pa.Table, *, records: pa.Table | None = None) -> Bits:
         )
     is_in = np.empty(num_all * len(ids), dtype=np.bool_)
     is_in[places] = np.asarray(assignment["member"].to_numpy(zero_copy_only=False), dtype=np.bool_)
-    bits = Bits(record_ids=ids, is_in_MR=is_in.reshape(num_all, len(ids)), num_models=num_all - num_all % 2)
+    bits = Bits(
+        record_ids=ids,
+        is_in_MR=is_in.reshape(num_all, len(ids)),
+        num_models=num_all - num_all % 2,
+        target_is_drawn=AS_TRAINED not in schemes,
+    )
+    elsewhere = assignment["scheme"].to_numpy(zero_copy_only=False) == AS_TRAINED
+    if not bits.target_is_drawn and (models[elsewhere] != bits.num_models).any():
+        raise DataError(f"assignment: only a dedicated target can be {AS_TRAINED}; plan the pool again")
     _check_rule(bits, seed=int(seed), units=_units(ids, records))
     return bits
 
@@ -178,7 +189,7 @@ def check_models(models: pa.Table | None) -> None:
 
 def _check_rule(bits: Bits, *, seed: int, units: Sequence[str]) -> None:
     expected = np.zeros(len(units), dtype=np.bool_)
-    for model, found in enumerate(bits.is_in_MR):
+    for model, found in enumerate(bits.is_in_MR[: None if bits.target_is_drawn else bits.num_models]):
         is_second = model % 2 == 1 and model < bits.num_models
         expected = ~expected if is_second else members(seed, model, units, num_models=bits.num_models)
         wrong = np.flatnonzero(found != expected)

@@ -59,6 +59,8 @@ class PoolTables:
     signals: pa.Table
     texts: dict[str, str]
     """record_id -> text of every audited record."""
+    population: list[str]
+    """Records in signals that no model was trained on."""
     claims: dict[str, Claim]
     """Channel -> what a model of the pool claims for its release."""
     num_epochs: float | None
@@ -88,6 +90,7 @@ def gather(pool: Pool) -> PoolTables:
         models=models,
         signals=signals,
         texts=audited_texts(pool),
+        population=_population(pool),
         claims=_claims(pool, done[-1]),
         num_epochs=steps * facts["expected_batch_size"] / pool.plan["nominal_num_records"],
     )
@@ -99,6 +102,13 @@ def audited_texts(pool: Pool) -> dict[str, str]:
 
     records = audited_records(pool)
     return dict(zip(records.record_ids, records.texts, strict=True))
+
+
+def _population(pool: Pool) -> list[str]:
+    if not pool.population_file.is_file():
+        return []
+    found: list[str] = read_table(pool.population_file, columns=["record_id"])["record_id"].to_pylist()
+    return found
 
 
 def _manifest(pool: Pool, spec: ShardSpec) -> dict[str, Any]:

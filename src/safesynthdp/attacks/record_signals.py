@@ -6,12 +6,12 @@ imports torch.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safesynthdp.attacks.signals import error_zone, min_k, named
+from safesynthdp.attacks.signals import Statistics, error_zones, lowest_tokens, named
 from safesynthdp.errors import SafeSynthError
 
 if TYPE_CHECKING:
@@ -20,30 +20,6 @@ if TYPE_CHECKING:
 STORED = ("lp_sum", "num_scored", "mink_20", "minkpp_20")
 STORED_WITH_BASE = ("ez_pos", "ez_neg")
 Floats = NDArray[np.float64]
-
-
-class Statistics(Protocol):
-    """What ``token_statistics`` returns for a record; n scored tokens."""
-
-    @property
-    def log_probs(self) -> Floats:
-        """[n] log p of its tokens."""
-        ...
-
-    @property
-    def means(self) -> Floats:
-        """[n] mean of log p over the vocabulary."""
-        ...
-
-    @property
-    def deviations(self) -> Floats:
-        """[n] standard deviation of log p, above 0."""
-        ...
-
-    @property
-    def is_top(self) -> NDArray[np.bool_]:
-        """[n] whether the token was the most probable."""
-        ...
 
 
 def score_records(
@@ -77,14 +53,32 @@ def score_records(
     return pa.table({"record_id": ids, "signal": signals, "value": np.concatenate(list(columns.values()))})
 
 
+def score_sums(statistics: Sequence[Statistics], *, record_ids: Sequence[str]) -> "pa.Table":
+    """Return the rows of ``lp_sum`` alone: all that is asked of records that no model was trained on.
+
+    Raises:
+        SafeSynthError: If a value is not finite, or a record has no scored token.
+    """
+    import pyarrow as pa
+
+    pairs = list(zip(record_ids, statistics, strict=True))
+    _refuse([i for i, s in pairs if not s.log_probs.size], "have no scored token")
+    sums = np.asarray([s.log_probs.sum(dtype=np.float64) for s in statistics], dtype=np.float64)
+    _refuse([i for i, value in zip(record_ids, sums, strict=True) if not np.isfinite(value)], "have no finite lp_sum")
+    return pa.table(
+        {
+            "record_id": pa.array(list(record_ids), pa.string()),
+            "signal": pa.array(["lp_sum"] * len(pairs), pa.string()),
+            "value": sums,
+        }
+    )
+
+
 def _of_model(statistics: Sequence[Statistics]) -> dict[str, Floats]:
-    found: dict[str, list[float]] = {name: [] for name in STORED}
-    for record in statistics:
-        found["lp_sum"].append(float(record.log_probs.sum(dtype=np.float64)))
-        found["num_scored"].append(float(record.log_probs.size))
-        found["mink_20"].append(min_k(record.log_probs))
-        found["minkpp_20"].append(min_k((record.log_probs - record.means) / record.deviations))
-    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
+    sums = [float(record.log_probs.sum(dtype=np.float64)) for record in statistics]
+    sizes = [float(record.log_probs.size) for record in statistics]
+    plain = {"lp_sum": np.asarray(sums, dtype=np.float64), "num_scored": np.asarray(sizes, dtype=np.float64)}
+    return plain | lowest_tokens(statistics)
 
 
 def _with_base(
@@ -92,8 +86,7 @@ def _with_base(
 ) -> dict[str, Floats]:
     rows = list(zip(record_ids, statistics, base, strict=True))
     _refuse([i for i, s, b in rows if s.log_probs.size != b.size], "have other tokens under the untuned model")
-    sums = np.asarray([error_zone(s.log_probs, b, is_top=s.is_top) for _, s, b in rows], dtype=np.float64)
-    return dict(zip(STORED_WITH_BASE, sums.reshape(-1, 2).T.copy(), strict=True))
+    return dict(zip(STORED_WITH_BASE, error_zones(statistics, base), strict=True))
 
 
 def _refuse(record_ids: Sequence[str], what: str) -> None:

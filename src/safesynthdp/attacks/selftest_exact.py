@@ -50,11 +50,13 @@ def exact_checks() -> list[Check]:
     """Return one row a family of cases; its number is the largest difference from a known answer."""
     return [
         _worst("A1", "AUC and rates of a table with ties", _metrics(), _FORM),
+        _worst("A6", "AUC of randomised response", _responses(), _FORM),
         _worst("B", "LiRA and RMIA by hand", _attacks(), _FORM),
         _worst("D", "phi, Min-K%, error zone", _signals(), _FORM),
         _worst("E1", "upper limits of Clopper and Pearson", _limits(), _FORM),
         _worst("E3", "one-run p-values", _p_values(), 1e-6),
         _worst("E4", "one-run bounds", _bounds(), _BISECTED),
+        _worst("E6", "randomised response, rejected from 755 of 1000", _least_rejected(), _FORM),
         _worst("F1", "epsilon of Gaussian claims", _claims(), 1e-5),
         _worst("G5", "Laplace bigrams", _bigrams(), _FORM),
     ]
@@ -74,6 +76,20 @@ def _metrics() -> Iterator[tuple[float, float]]:
     same = np.zeros(1000)
     yield auc(same, same), 0.5
     yield tpr_at_fpr(same, same, 0.01), 0.0
+
+
+def _responses() -> Iterator[tuple[float, float]]:
+    size = 1_000_000
+    for epsilon, known in ((0.5, 0.622459), (1.0, 0.731059), (2.0, 0.880797), (4.0, 0.982014)):
+        true = np.arange(size) < round(size / (1 + math.exp(-epsilon)))
+        yield auc(true.astype(np.float64), (~true).astype(np.float64)), known
+
+
+def _least_rejected() -> Iterator[tuple[float, float]]:
+    for correct, is_rejected in ((754, False), (755, True)):
+        p_value = one_run_p_value(canaries=1000, guesses=1000, correct=correct, epsilon=1.0, delta=0.0)
+        yield float(p_value < 0.05), float(is_rejected)
+    yield one_run_p_value(canaries=1000, guesses=1000, correct=755, epsilon=1.0, delta=0.0), 0.046263
 
 
 def _attacks() -> Iterator[tuple[float, float]]:

@@ -134,16 +134,21 @@ def count_checks(*, seed: int) -> list[Check]:
 def reference_checks(*, seed: int) -> list[Check]:
     """Return the power of subtracting the mean of K references (offsets N(0, 9), shift 1, noise 1)."""
     checks = list[Check]()
-    known = {1: 0.691462, 2: 0.718149, 4: 0.736455, 8: 0.747507, 16: 0.753642}
-    for references, area in known.items():
+    known = {1: (0.691462, 0.052698), 2: (0.718149, 0.065541), 4: (0.736455, 0.076083), 8: (0.747507, 0.083250)}
+    known |= {16: (0.753642, 0.087517), 0: (0.760250, 0.092362)}  # 0: the offset itself is known
+    for references, (area, rate) in known.items():
         rng, size = np.random.default_rng([seed, 7, references]), 100_000
         offsets, is_member = rng.normal(0, 3, size), rng.random(size) < 0.5
-        means = offsets + rng.normal(size=size) / math.sqrt(references)
+        means = offsets + (rng.normal(size=size) / math.sqrt(references) if references else 0.0)
         scores = offsets + rng.normal(size=size) + is_member - means
-        found = auc(scores[is_member], scores[~is_member])
-        checks.append(
-            near_check("B4", f"AUC with {references} references", found=found, expected=area, tolerance=0.0065)
-        )
+        members, nonmembers = scores[is_member], scores[~is_member]
+        what = f"with {references} references" if references else "with the offset known"
+        checks += [
+            near_check("B4", f"AUC {what}", found=auc(members, nonmembers), expected=area, tolerance=0.0065),
+            near_check(
+                "B4", f"TPR@1% {what}", found=tpr_at_fpr(members, nonmembers, 0.01), expected=rate, tolerance=0.012
+            ),
+        ]
     return checks
 
 

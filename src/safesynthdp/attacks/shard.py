@@ -85,12 +85,12 @@ def run_shard(spec: ShardSpec, root: Path | Pool) -> Path:
 def _make_tables(pool: Pool, spec: ShardSpec, work: Path) -> None:
     """Train, score, sample, score the text; ``facts.json`` says that the tables are whole."""
     from safesynthdp.attacks.shard_signals import shard_signals
-    from safesynthdp.attacks.shard_stages import draw_corpus, facts_of_run, train
+    from safesynthdp.attacks.shard_stages import draw_corpus, existing_run, facts_of_run, train
 
     began = time.monotonic()
     home = pool.target if spec.pair is None else work
     make_private_directory(home)
-    run = train(pool, spec, home / "run")
+    run = train(pool, spec, home / "run") if spec.run_id is None else existing_run(pool, spec)
     corpus = draw_corpus(pool, spec, run, home / "sample") if spec.sample is not None else None
     write_private_table(work / SIGNALS, shard_signals(pool, spec, run, corpus))
     write_text(work / WEIGHTS_LEDGER, (run.path / LEDGER).read_text(encoding="utf-8"))
@@ -98,6 +98,7 @@ def _make_tables(pool: Pool, spec: ShardSpec, work: Path) -> None:
         write_private_table(work / CORPUS, corpus)
         write_text(work / TEXT_LEDGER, (home / "sample" / LEDGER).read_text(encoding="utf-8"))
     facts = facts_of_run(run) | {
+        "recipe_hash": spec.recipe_hash,  # looked at by train, or when the target was planned
         "walltime_s": round(time.monotonic() - began, 2),
         "attempts": _starts(work),
         "peak_memory_gib": _peak_memory_gib(),

@@ -4,6 +4,7 @@ Here: forward passes of the trained and the untuned model, and n-grams of the co
 the signals' formulas (record_signals.py, ngram.py), the tables of the whole pool (pool_tables.py).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from safesynthdp.training.token_statistics import TokenStatistics
 
 BASE_FILE = "untuned.parquet"
+ROWS = pa.schema([("record_id", pa.string()), ("signal", pa.string()), ("value", pa.float64())])
 SHARD_SIGNALS = pa.schema(
     [("record_id", pa.string()), ("channel", pa.string()), ("signal", pa.string()), ("value", pa.float64())]
 )
@@ -95,11 +97,41 @@ def text_signals(pool: Pool, records: Records, texts: Sequence[str]) -> pa.Table
 
 
 def _model_signals(pool: Pool, run: RunDirectory, records: Records) -> pa.Table:
-    from safesynthdp.attacks.record_signals import score_records
+    from safesynthdp.attacks.record_signals import score_records, score_sums
 
     base = untuned_log_probs(pool, run, records)
-    statistics = _statistics(run, records, untuned=False)
-    return score_records(statistics, record_ids=records.record_ids, base_log_probs=base)
+    outside = population_records(pool, records)
+    size = len(records)
+    statistics = _statistics(run, _joined(records, outside), untuned=False)
+    of_records = score_records(statistics[:size], record_ids=records.record_ids, base_log_probs=base)
+    of_outside = score_sums(statistics[size:], record_ids=outside.record_ids)
+    return pa.concat_tables([part.cast(ROWS) for part in (of_records, of_outside)])
+
+
+def population_records(pool: Pool, records: Records) -> Records:
+    """Return the records that every model scores and none is trained on; none in a pool that was planned without.
+
+    Args:
+        pool: Where they are.
+        records: Audited ones, for the label set.
+    """
+    none = records.select([])
+    if not pool.population_file.is_file():
+        return none
+    columns = read_table(pool.population_file).to_pydict()
+    texts, labels, ids = (tuple(columns[name]) for name in ("text", "label", "record_id"))
+    return dataclasses.replace(none, texts=texts, labels=labels, record_ids=ids, user_ids=None)
+
+
+def _joined(first: Records, second: Records) -> Records:
+    """Return both, for one pass of a model: whose they are is of no use to it."""
+    return dataclasses.replace(
+        first,
+        texts=first.texts + second.texts,
+        labels=first.labels + second.labels,
+        record_ids=first.record_ids + second.record_ids,
+        user_ids=None,
+    )
 
 
 def _statistics(run: RunDirectory, records: Records, *, untuned: bool) -> "list[TokenStatistics]":

@@ -38,12 +38,14 @@ class ShardSpec:
     channels: tuple[str, ...]
     sample: dict[str, Any] | None
     """Settings of the corpus, its seed included; None without the channel text."""
+    run_id: str | None = None
+    """Of the run that is the dedicated target without being trained here."""
     schema: int = SCHEMA
 
     @property
     def key(self) -> str:
         """SHA-256 of the canonical spec, 32 hex digits; the target's place does not count, so that a pool can grow."""
-        facts = asdict(self)
+        facts = {name: value for name, value in asdict(self).items() if name != "run_id" or value is not None}
         return canonical_hash(facts if self.pair is not None else facts | {"model_id": None})[:32]
 
     @property
@@ -79,11 +81,16 @@ def recipe_hash(config: Mapping[str, Any]) -> str:
     Args:
         config: A resolved training config, as in a run's config.yaml.
     """
+    return canonical_hash(numbers_alike(recipe_part(config)))
+
+
+def recipe_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``recipe_hash`` covers."""
     kept = {name: value for name, value in config.items() if name not in _NOT_RECIPE}
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in (*_NOT_DATA, *_POOL_DATA)}
     kept["privacy"] = {k: v for k, v in kept["privacy"].items() if k != "unsafe_seed"}
     kept["privacy"]["is_seeded"] = config["privacy"].get("unsafe_seed") is not None
-    return canonical_hash(numbers_alike(kept))
+    return kept
 
 
 def numbers_alike(value: Any) -> Any:

@@ -23,6 +23,7 @@ import yaml
 from safesynthdp.attacks.assignment import members
 from safesynthdp.attacks.pool import RECORDS, Pool, folder_name, read_table
 from safesynthdp.attacks.pool_data import membership_table, training_data_config
+from safesynthdp.attacks.pool_target import reopen_target
 from safesynthdp.attacks.shard_spec import ShardSpec, numbers_alike, recipe_hash
 from safesynthdp.config import config_hash, to_mapping
 from safesynthdp.errors import Preempted, SafeSynthError
@@ -58,6 +59,16 @@ def train(pool: Pool, spec: ShardSpec, folder: Path) -> RunDirectory:
     return run
 
 
+def existing_run(pool: Pool, spec: ShardSpec) -> RunDirectory:
+    """Return the run that the plan named as its target; nothing is trained.
+
+    Raises:
+        SafeSynthError: If another one is there now.
+    """
+    assert spec.run_id is not None
+    return reopen_target(pool.plan["target_run"], run_id=spec.run_id)
+
+
 def training_config(pool: Pool, spec: ShardSpec) -> dict[str, Any]:
     """Return the training config of a spec: the pool's recipe on its members, at the nominal size."""
     recipe = dict(pool.plan["recipe"])
@@ -82,13 +93,12 @@ def draw_corpus(pool: Pool, spec: ShardSpec, run: RunDirectory, folder: Path) ->
 
 
 def facts_of_run(run: RunDirectory) -> dict[str, Any]:
-    """Return what the table ``models`` says of a run: recipe, base model, and the numbers of its guarantee."""
+    """Return what the table ``models`` says of a run: base model, and the numbers of its guarantee."""
     config, ledger = run.config(), Ledger.read(run.path / LEDGER)
     mechanism = ledger.entry("dpsgd").mechanism
     release = next(r for r in ledger.releases if r.artifact == "weights")
     numbers = ("noise_multiplier", "per_sample_max_grad_norm", "sample_rate", "steps")
     return {
-        "recipe_hash": recipe_hash(config),
         "base_model": config["model"]["model_name_or_path"] or "from_scratch",
         "dp": {
             **{name: mechanism.get(name) for name in numbers},

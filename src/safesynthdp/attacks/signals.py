@@ -10,6 +10,7 @@ padding. float64 throughout; ``exp(lp)`` of a sequence is never formed. Sources:
 import math
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from safesynthdp.errors import SafeSynthError
 
 TokenLogProbs = Sequence[NDArray[np.float64]]
 Scores = NDArray[np.float64]
-ATTACKS = ("loss", "ref", "zlib")
+ATTACKS = ("loss", "ref", "zlib", "mink_20", "minkpp_20", "ez")
 LOWEST_SHARE = 0.2
 """Min-K% looks at this share of a record's tokens: the least likely ones."""
 EZ_OFFSET = 0.1
@@ -26,25 +27,74 @@ EZ_OFFSET = 0.1
 _NAMED = 10
 
 
+class Statistics(Protocol):
+    """What one model says of a record's n scored tokens (training/token_statistics.py)."""
+
+    @property
+    def log_probs(self) -> NDArray[np.float64]:
+        """[n] log p of its tokens."""
+        ...
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """[n] mean of log p over the vocabulary."""
+        ...
+
+    @property
+    def deviations(self) -> NDArray[np.float64]:
+        """[n] standard deviation of log p, above 0."""
+        ...
+
+    @property
+    def is_top(self) -> NDArray[np.bool_]:
+        """[n] whether the token was the most probable."""
+        ...
+
+
 def attack_scores(
-    *, target: TokenLogProbs, base: TokenLogProbs, texts: Sequence[str], record_ids: Sequence[str]
+    *, target: Sequence[Statistics], base: Sequence[Statistics], texts: Sequence[str], record_ids: Sequence[str]
 ) -> dict[str, Scores]:
-    """Return, by attack, ``loss = lp_t/n``, ``ref = lp_t/n - lp_b/n`` and ``zlib = (lp_t/n) / zlib bytes``.
+    """Return the score of each record by attack.
+
+    ``loss = lp_t/n``, ``ref = lp_t/n - lp_b/n``, ``zlib = (lp_t/n) / zlib bytes``, ``mink_20`` and ``minkpp_20`` (the
+    lowest fifth of the tokens), ``ez`` (gains and losses against the untuned model where the attacked one is wrong).
 
     Args:
-        target: Log-probabilities of each record's scored tokens under the attacked model.
-        base: The same tokens under the model before any training.
+        target: What the attacked model says of each record's scored tokens.
+        base: What the model before any training says of the same tokens; only its log-probabilities are looked at.
         texts: The records' texts; only their compressed length is used.
         record_ids: Named if something is not finite.
 
     Raises:
         SafeSynthError: If a signal is NaN or infinite; the message lists the records. Nothing is dropped.
     """
-    of_target = mean_log_probs(target, record_ids=record_ids, model="the trained model")
-    of_base = mean_log_probs(base, record_ids=record_ids, model="the untuned model")
-    if [len(tokens) for tokens in target] != [len(tokens) for tokens in base]:
+    logs_t, logs_b = ([record.log_probs for record in model] for model in (target, base))
+    of_target = mean_log_probs(logs_t, record_ids=record_ids, model="the trained model")
+    of_base = mean_log_probs(logs_b, record_ids=record_ids, model="the untuned model")
+    if [len(tokens) for tokens in logs_t] != [len(tokens) for tokens in logs_b]:
         raise SafeSynthError("the trained and the untuned model scored different tokens; use one tokenizer for both")
-    return {"loss": of_target, "ref": of_target - of_base, "zlib": of_target / zlib_lengths(texts)}
+    zones = error_zones(target, logs_b)
+    found = {"loss": of_target, "ref": of_target - of_base, "zlib": of_target / zlib_lengths(texts)}
+    found |= lowest_tokens(target) | {"ez": error_zone_score(zones[0], zones[1])}
+    for attack, scores in found.items():
+        broken = [record_ids[int(index)] for index in np.flatnonzero(~np.isfinite(scores))]
+        if broken:
+            raise SafeSynthError(f"attack={attack} gives no finite score for {len(broken)} records ({named(broken)})")
+    return found
+
+
+def lowest_tokens(statistics: Sequence[Statistics]) -> dict[str, Scores]:
+    """Return ``mink_20`` (of log-probabilities) and ``minkpp_20`` (of ``z = (l - mu) / sigma``) of each record."""
+    plain = [min_k(record.log_probs) for record in statistics]
+    scaled = [min_k((record.log_probs - record.means) / record.deviations) for record in statistics]
+    return {"mink_20": np.asarray(plain, dtype=np.float64), "minkpp_20": np.asarray(scaled, dtype=np.float64)}
+
+
+def error_zones(statistics: Sequence[Statistics], base: TokenLogProbs) -> Scores:
+    """Return what each record gained and lost where the attacked model is wrong, [2, R]."""
+    pairs = zip(statistics, base, strict=True)
+    found = [error_zone(record.log_probs, log_probs, is_top=record.is_top) for record, log_probs in pairs]
+    return np.asarray(found, dtype=np.float64).reshape(-1, 2).T.copy()
 
 
 def mean_log_probs(log_probs: TokenLogProbs, *, record_ids: Sequence[str], model: str) -> Scores:

@@ -32,6 +32,9 @@ _FORMULAS = {
     "loss": "lp_target/n",
     "ref": "lp_target/n - lp_untuned/n",
     "zlib": f"(lp_target/n)/zlib_bytes, level 6, zlib {zlib.ZLIB_RUNTIME_VERSION}",
+    "mink_20": "mean of the ceil(0.2 n) lowest l_i",
+    "minkpp_20": "mean of the ceil(0.2 n) lowest (l_i - mu_i)/sigma_i",
+    "ez": "log(P+.1) - log(N+.1), P and N over tokens where the target's top-1 is wrong",
     BASELINE: "logistic regression on tf-idf word 1-2-grams, log-odds out of 5 folds",
 }
 INDICATOR_NOTE = (

@@ -1,7 +1,7 @@
 """A loss that cannot couple records: one number a row, from that row's own targets.
 
 Here: per-token log-probabilities and the per-record loss. Elsewhere: gradients (clipping.py), scores over many
-records (scoring.py). Shapes: B rows, T padded length, V vocabulary.
+records (token_statistics.py). Shapes: B rows, T padded length, V vocabulary.
 """
 
 import inspect

@@ -1,24 +1,27 @@
 """What one model says of every token of a record: log-probability, the moments around it, whether it came first.
 
-Here: one forward pass a micro-batch, four numbers a token brought to the host. Elsewhere: log-probabilities alone
-(scoring.py), what attacks make of the four (attacks/signals.py). Source: Zhang et al. (2024), arXiv:2404.02936, for
-the moments. Shapes: B rows, K kept positions, N scored tokens, V vocabulary.
+Here: one forward pass a micro-batch, dealt out over the ranks, four numbers a token brought to the host. Elsewhere:
+what attacks make of the four (attacks/signals.py). Source: Zhang et al. (2024), arXiv:2404.02936, for the moments.
+Shapes: B rows, K kept positions, N scored tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from safesynthdp.training.examples import Example, collate
+from safesynthdp.training.examples import Batch, Example, collate
 from safesynthdp.training.loss import target_logits
 from safesynthdp.training.micro_batching import micro_batches
+from safesynthdp.training.ranks import Ranks
+from safesynthdp.training.sharding import deal
 
 LEAST_DEVIATION = 1e-6
 """A sharper distribution than this has no spread to divide by."""
+_COLUMNS = 4
 _TOKENS_AT_ONCE = 512  # of whole-vocabulary work: three float32 buffers of this many rows
 _LEAST_LOG_PROB = -1e4  # exp is 0 here, and 0 times this is 0 where 0 times -infinity is not
 
@@ -43,6 +46,7 @@ def token_statistics(
     *,
     max_tokens_per_microbatch: int = 4096,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[TokenStatistics]:
     """Return the statistics of each example, in the order given.
 
@@ -54,24 +58,46 @@ def token_statistics(
         examples: Encoded in the training template, each alone.
         max_tokens_per_microbatch: Rows x padded length of a forward pass; memory only.
         progress: Called with the number of examples done since the last call.
+        ranks: Deal the same micro-batches out and bring all numbers to every rank, the same bits; None = alone.
     """
+    ranks = ranks or Ranks()
     device = next(model.parameters()).device
-    found = dict[int, TokenStatistics]()
+    scored: list[NDArray[np.float64] | None] = [None] * len(examples)
     model.eval()
     with torch.inference_mode():
         alone = [[example] for example in examples]
-        for chosen in micro_batches(alone, max_tokens=max_tokens_per_microbatch, max_rows=None):
+        planned = list(micro_batches(alone, max_tokens=max_tokens_per_microbatch, max_rows=None))
+        costs = [len(chosen) * max(len(examples[i]) for i in chosen) for chosen in planned]
+        for chosen in [planned[i] for i in deal(costs, world_size=ranks.world_size)[ranks.rank]]:
             batch = collate([examples[i] for i in chosen], pad_token_id=0, device=device)
-            logits_BKV, targets_BK = target_logits(model, batch)
-            mask_BK = batch.target_mask_BT[:, -targets_BK.shape[1] :]
-            columns = _moments(logits_BKV, targets_BK, mask_BK)
-            sizes = mask_BK.sum(dim=1).tolist()
-            by_record = zip(*(torch.split(column, sizes) for column in columns), strict=True)
-            for index, parts in zip(chosen, by_record, strict=True):
-                found[index] = _on_host(parts)
+            for index, columns_4n in zip(chosen, _look(model, batch), strict=True):
+                scored[index] = columns_4n
             if progress is not None:
                 progress(len(chosen))
-    return [found[index] for index in range(len(examples))]
+    rows = _from_all(scored, examples, ranks)
+    return [TokenStatistics(log_probs=r[0], means=r[1], deviations=r[2], is_top=r[3].astype(np.bool_)) for r in rows]
+
+
+def _from_all(
+    scored: Sequence[NDArray[np.float64] | None], examples: Sequence[Example], ranks: Ranks
+) -> list[NDArray[np.float64]]:
+    """Fill in what other ranks scored: every number is one rank's, the others add zero."""
+    shapes = [(_COLUMNS, len(example) - example.num_prompt_tokens) for example in examples]
+    whole = [np.zeros(shape) if row is None else row for row, shape in zip(scored, shapes, strict=True)]
+    if not ranks.are_several or not whole:
+        return whole
+    flat = np.concatenate([row.reshape(-1) for row in whole])
+    ranks.add_up_facts(torch.from_numpy(flat))
+    parts = np.split(flat, np.cumsum([rows * tokens for rows, tokens in shapes])[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _look(model: nn.Module, batch: Batch) -> list[NDArray[np.float64]]:
+    """Return the four columns of each row's scored tokens, [4, n] each."""
+    logits_BKV, targets_BK = target_logits(model, batch)
+    mask_BK = batch.target_mask_BT[:, -targets_BK.shape[1] :]
+    columns_4N = torch.stack([column.double() for column in _moments(logits_BKV, targets_BK, mask_BK)])
+    return [part.cpu().numpy() for part in torch.split(columns_4N, mask_BK.sum(dim=1).tolist(), dim=1)]
 
 
 def _moments(logits_BKV: Tensor, targets_BK: Tensor, mask_BK: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,10 +121,3 @@ def _moments(logits_BKV: Tensor, targets_BK: Tensor, mask_BK: Tensor) -> tuple[T
         return empty, empty, empty, empty.bool()
     log_probs, means, deviations, is_top = (torch.cat(column) for column in zip(*parts, strict=True))
     return log_probs, means, deviations, is_top
-
-
-def _on_host(parts: Sequence[Tensor]) -> TokenStatistics:
-    names = [field.name for field in fields(TokenStatistics)]
-    *numbers, is_top = parts
-    values = [part.double().cpu().numpy() for part in numbers]
-    return TokenStatistics(**dict(zip(names, values, strict=False)), is_top=is_top.cpu().numpy())
