@@ -38,7 +38,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_the_order_of_a_file_leaves_no_trace(rows: list[Row], rng: random.Random) -> None:
     rows = [*rows, {"text": "one", "label": "a"}]
@@ -53,7 +53,7 @@ def test_the_order_of_a_file_leaves_no_trace(rows: list[Row], rng: random.Random
 ALWAYS_TRAINED_ON = next(text for text in map(str, range(1000)) if split_bucket(text) < 10)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=3, unique=True), st.integers(0, 90))
 def test_no_records_side_depends_on_another_record(texts: list[str], holdout_percent: int) -> None:
     rows = [{"text": text, "label": "a"} for text in texts] + [{"text": ALWAYS_TRAINED_ON, "label": "b"}]

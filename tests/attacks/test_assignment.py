@@ -15,7 +15,7 @@ def test_the_rule_gives_the_published_bits() -> None:
 
 
 @given(st.lists(st.text(max_size=8), unique=True, min_size=1, max_size=20), st.integers(0, 2**31), st.integers(0, 7))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_unit_is_in_exactly_one_model_of_a_pair(ids: list[str], seed: int, pair: int) -> None:
     first, second = (members(seed, 2 * pair + side, ids, num_models=16) for side in (0, 1))
     assert np.array_equal(first, ~second)

@@ -86,7 +86,7 @@ def test_randomised_response_is_rejected_at_its_own_epsilon_from_755_on() -> Non
     assert p_value(1000, 1000, 755, 1.0) == pytest.approx(0.046263, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.data(), st.floats(0, 4), st.floats(0, 0.2))
 def test_the_p_value_is_its_formula_term_by_term(r: int, data: Any, epsilon: float, delta: float) -> None:
     v, m = data.draw(st.integers(0, r)), data.draw(st.integers(r, 3 * r))
@@ -97,7 +97,7 @@ def test_the_p_value_is_its_formula_term_by_term(r: int, data: Any, epsilon: flo
     assert p_value(m, r, v, epsilon, delta) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 2000), st.data(), st.sampled_from([0.0, 1e-6, 1e-4, 1e-2]))
 def test_the_p_value_grows_with_epsilon_and_falls_with_right_guesses_below_one_half(
     r: int, data: Any, delta: float

@@ -41,14 +41,12 @@ def test_randomised_response_has_its_known_auc(epsilon: float, expected: float) 
     assert tpr_at_fpr(members, nonmembers, above_fpr) == pytest.approx(expected, abs=2e-6)
 
 
-@settings(deadline=None)
 @given(few, few)
 def test_auc_is_the_share_of_pairs_won_with_ties_half(members: Scores, nonmembers: Scores) -> None:
     won = [1.0 if m > n else 0.5 if m == n else 0.0 for m in members for n in nonmembers]
     assert auc(members, nonmembers) == pytest.approx(sum(won) / len(won), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(few, few, st.floats(0, 1))
 def test_a_rate_never_lets_more_false_positives_through_than_asked(m: Scores, n: Scores, fpr: float) -> None:
     rank = math.floor(fpr * n.size + 1e-9) + 1
@@ -57,7 +55,6 @@ def test_a_rate_never_lets_more_false_positives_through_than_asked(m: Scores, n:
     assert tpr_at_fpr(m, n, fpr) == np.mean(m > threshold)
 
 
-@settings(deadline=None)  # the first call loads what the others find loaded
 @given(few, few)
 def test_increasing_transforms_change_nothing(members: Scores, nonmembers: Scores) -> None:
     moved = np.exp(members) - 7, np.exp(nonmembers) - 7
@@ -97,7 +94,6 @@ def test_the_lowest_rate_is_not_given_below_5000_nonmembers() -> None:
     assert tpr_table(members, np.zeros(5000))["0.001"] == 0.9
 
 
-@settings(deadline=None)
 @given(few, few, st.sampled_from([0.05, 0.001]))
 def test_measuring_all_at_once_gives_the_same_numbers(members: Scores, nonmembers: Scores, alpha: float) -> None:
     found = measure(members, nonmembers, alpha=alpha)
@@ -106,7 +102,7 @@ def test_measuring_all_at_once_gives_the_same_numbers(members: Scores, nonmember
     assert found.tpr_at_fpr == tpr_table(members, nonmembers)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(few, few)
 def test_swapping_the_sides_mirrors_the_auc(members: Scores, nonmembers: Scores) -> None:
     assert auc(members, nonmembers) + auc(nonmembers, members) == pytest.approx(1.0, abs=1e-12)

@@ -54,7 +54,7 @@ def by_definition(corpus: Sequence[str], text: str, *, order: int, vocabulary: V
 short = st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=6).map(" ".join), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(short, short)
 def test_the_signals_are_the_formula_word_by_word(corpus: list[str], texts: list[str]) -> None:
     known = ["a b", "c d"]  # "e" is unknown

@@ -1,4 +1,4 @@
-"""What each of four gloo processes does for test_ranks.py; facts go to FOLDER/rank-R.json.
+"""What each of the gloo processes does for test_ranks.py; facts go to FOLDER/rank-R.json.
 
 python tests/distributed/ranks_worker.py FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Layouts of 1, 2
 and 3 ranks are groups of the first so many; everybody takes part in making them.
@@ -6,6 +6,7 @@ and 3 ranks are groups of the first so many; everybody takes part in making them
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
@@ -49,9 +50,9 @@ Facts = dict[str, Any]
 
 def main(folder: Path) -> None:
     """Run every check in every layout this rank belongs to."""
-    whole = start_ranks(num_processes=4)
+    whole = start_ranks(num_processes=int(os.environ["WORLD_SIZE"]))
     found: Facts = {"rank": whole.rank, "world_size": whole.world_size}
-    for size in (1, 2, 3, 4):
+    for size in range(1, whole.world_size + 1):
         group = dist.new_group(list(range(size)))
         if whole.rank < size:
             layout = Ranks(rank=whole.rank, world_size=size, group=group, control=group)

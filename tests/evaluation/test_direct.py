@@ -44,7 +44,7 @@ def mechanism(adjacency: Adjacency = "add_remove", epsilon: float = 1.0) -> Naiv
 
 
 @given(texts=TEXTS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_record_moves_the_table_by_no_more_than_its_sensitivity(texts: list[str], data: st.DataObject) -> None:
     classes = data.draw(st.lists(st.integers(-1, 3), min_size=len(texts), max_size=len(texts)))
     with_all, without = table(texts, classes), table([*texts[1:], ""], [*classes[1:], -1])

@@ -29,7 +29,7 @@ def test_histograms_with_known_values(
     assert found.frontier_integral == pytest.approx(integral, abs=2e-6)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(counts)
 def test_the_order_of_the_sides_and_of_the_buckets_does_not_matter(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array([(p + 1, q) for p, q in pairs]).T[0], np.array([q + 1 for _, q in pairs])
@@ -41,7 +41,7 @@ def test_the_order_of_the_sides_and_of_the_buckets_does_not_matter(pairs: list[t
     assert there.mauve_star >= there.mauve - 0.02 * len(pairs)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(counts)
 def test_the_frontier_integral_equals_the_integral_it_is_named_after(pairs: list[tuple[int, int]]) -> None:
     """2 int_0^1 w KL(P, R) + (1 - w) KL(Q, R) dw, R = w P + (1 - w) Q, by quadrature."""
@@ -75,7 +75,7 @@ def test_one_text_everywhere_is_no_trouble() -> None:
         assert set(quantise(points, points, buckets=2, seed=0)) == {0}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(counts)
 def test_a_second_implementation_agrees(pairs: list[tuple[int, int]]) -> None:
     """Written another way: scipy's relative entropy, points sorted along the curve, scikit-learn's trapezoids."""

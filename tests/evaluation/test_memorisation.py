@@ -186,7 +186,7 @@ def test_the_interval_of_an_auc_covers_the_truth() -> None:
 
 
 @given(st.text("ab ", max_size=70), st.text("ab ", min_size=50, max_size=90), st.text("ab ", max_size=70))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_longest_common_run_is_that_of_a_slow_and_plain_search(before: str, shared: str, after: str) -> None:
     first, second = f"{before}{shared}x", f"{shared}y{after}"
     slow = max(

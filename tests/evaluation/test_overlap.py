@@ -61,7 +61,7 @@ def test_a_record_outside_the_mask_is_not_met() -> None:
     assert found.tolist() == [[True, False], [False, True], [False, False]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text("ab ", max_size=40), min_size=1, max_size=6), st.lists(st.text("ab ", max_size=40), min_size=1))
 def test_runs_equal_a_search_in_the_strings(probes: list[str], pool: list[str]) -> None:
     length = 6

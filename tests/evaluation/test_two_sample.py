@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from safesynthdp.evaluation.auc import area
@@ -19,7 +19,6 @@ def brute_force(positive: list[int], negative: list[int]) -> float:
     return float(np.mean([(p > n) + (p == n) / 2 for p in positive for n in negative]))
 
 
-@settings(deadline=None)
 @given(scores, scores)
 def test_the_area_is_the_share_of_pairs_in_the_right_order(positive: list[int], negative: list[int]) -> None:
     values = np.array(positive + negative, dtype=float)
@@ -83,7 +82,6 @@ def test_two_sides_of_one_text_say_nothing() -> None:
     assert (nothing.low, nothing.high) == (0, 1)
 
 
-@settings(deadline=None)
 @given(scores, scores)
 def test_the_distance_of_two_samples_is_the_one_scipy_finds(first: list[int], second: list[int]) -> None:
     from scipy.stats import ks_2samp

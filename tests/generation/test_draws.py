@@ -65,7 +65,7 @@ def test_a_different_distribution_fails_the_frequency_test() -> None:
     assert stats.chisquare(np.bincount(drawn.numpy(), minlength=7), expected).pvalue < 1e-4
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([0.0, 1e-30, 1e-7, 0.1, 1.0, 3.0]), min_size=1, max_size=600).filter(lambda w: sum(w) > 0),
     st.sampled_from([0.0, 1e-300, 0.25, 0.5, 0.999999, float(np.nextafter(1, 0))]),

@@ -81,7 +81,7 @@ def test_epsilon_lies_between_the_bounds_of_an_independent_accountant(
     delta=st.sampled_from([1e-3, 1e-6, 1e-9]),
     adjacency=st.sampled_from(["add_remove", "replace"]),
 )
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_epsilon_falls_with_noise_and_delta_and_rises_with_rate_and_steps(
     noise: float, rate: float, count: int, delta: float, adjacency: Adjacency
 ) -> None:
@@ -171,7 +171,7 @@ def test_extreme_noise_and_rates_give_finite_prices_or_zero() -> None:
     delta=st.sampled_from([1e-3, 1e-5, 1e-8]),
     adjacency=st.sampled_from(["add_remove", "replace"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_epsilon_is_never_below_an_optimistic_accountant(
     noise: float, rate: float, count: int, delta: float, adjacency: Adjacency
 ) -> None:

@@ -76,7 +76,7 @@ def test_discrete_exact_is_the_exact_price_of_one_and_of_two_gaussian_cells(scal
 
 
 @given(scale=st.floats(0.05, 300), cells=st.sampled_from([1, 2]), delta=st.sampled_from([1e-2, 1e-5, 1e-9]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_bounds_are_ordered_and_fall_with_scale_and_delta(scale: float, cells: int, delta: float) -> None:
     found = conversions.laplace_conversions(scale=scale, cells=cells, delta=delta)
     assert 0 <= found["kov"] <= found["pure"]
@@ -95,7 +95,7 @@ def test_bounds_are_ordered_and_fall_with_scale_and_delta(scale: float, cells: i
 
 
 @given(rho=st.floats(1e-8, 1e3), delta=st.sampled_from([1e-2, 1e-6, 1e-12]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cks_is_the_minimum_over_all_orders(rho: float, delta: float) -> None:
     found = conversions.cks(rho, delta)
     orders = 1 + np.geomspace(1e-6, 1e9, 4001)

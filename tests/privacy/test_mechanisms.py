@@ -72,7 +72,7 @@ def test_a_rate_of_one_takes_everybody_and_a_tiny_one_draws_empty_batches() -> N
 
 
 @given(records=st.integers(1, 10**7), batch=st.integers(1, 10**7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_sample_rate_is_exactly_the_quotient(records: int, batch: int) -> None:
     if batch > records:
         with pytest.raises(ConfigError, match=r"^expected_batch_size="):

@@ -46,7 +46,7 @@ def price(mechanism: OutputMechanism, delta: float = DELTA) -> float:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shards=st.integers(2, 400),
     tokens=st.integers(1, 200),
@@ -92,7 +92,7 @@ def test_doubling_tokens_or_texts_doubles_pure_epsilon_and_rho(name: str) -> Non
             assert doubled.pure_epsilon == pytest.approx(2 * base.pure_epsilon, rel=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(mu=st.floats(0.05, 60), delta=st.floats(1e-12, 0.3))
 def test_the_gaussian_conversion_inverts(mu: float, delta: float) -> None:
     epsilon = gaussian_exact(mu, delta)
@@ -103,7 +103,7 @@ def test_the_gaussian_conversion_inverts(mu: float, delta: float) -> None:
         assert gaussian_delta(mu, 0.0) <= delta
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(e=st.floats(0.01, 3), count=st.integers(1, 300), delta=st.floats(1e-10, 0.1))
 def test_optimal_composition_of_pure_steps_inverts(e: float, count: int, delta: float) -> None:
     x = kov(e, count, delta)

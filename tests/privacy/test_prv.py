@@ -89,7 +89,7 @@ def test_no_accountant_is_below_an_independent_lower_bound_on_a_grid(
     delta=st.sampled_from([1e-5, 1e-7]),
     accountant=st.sampled_from(ACCOUNTANTS),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_one_more_step_always_costs_more_by_every_accountant(
     noise: float, rate: float, count: int, delta: float, accountant: str
 ) -> None:

@@ -32,7 +32,7 @@ def test_words_are_those_of_a_fixed_cipher() -> None:
 
 
 @given(offset=st.integers(0, 300), count=st.integers(0, 300), step=st.integers(0, MAX_STEP - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_shard_draws_exactly_its_part(offset: int, count: int, step: int) -> None:
     whole = words(KEY, domain="a", step=step, tensor=3, count=offset + count)
     part = words(KEY, domain="a", step=step, tensor=3, count=count, offset=offset)

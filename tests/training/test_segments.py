@@ -248,7 +248,7 @@ def test_another_learning_rate_is_no_other_promise_and_is_the_one_that_is_used(
     assert [entry.mechanism["steps"] for entry in parts] == [8]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     parts=st.lists(
         st.tuples(st.floats(0.6, 4.0), st.integers(1, 60), st.integers(1, 30), st.floats(0.1, 3.0)),
