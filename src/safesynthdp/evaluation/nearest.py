@@ -22,7 +22,7 @@ from safesynthdp.evaluation.training_sets import subsamples
 from safesynthdp.records import canonical_text
 
 NUM_DRAWS = 20
-POOL_FACTOR = 5
+POOL_FACTOR = 2
 """T' is drawn from a random part of T that is at most this many times as large as the cap."""
 NEAREST_SEED = 7_220
 NUM_FEATURES = 2**18
@@ -41,11 +41,12 @@ def measure_nearest(corpora: Corpora, *, max_records: int, embed: Embed | None =
     pool = subsamples(corpora.real, POOL_FACTOR * max_records, seeds=1, stream=14)[0].texts
     if min(len(holdout), len(pool)) < 2:
         return []
-    compare = _compare_with(embed, synthetic)
+    vectors: Any = _tfidf_of(synthetic) if embed is None else embed
+    made, heldout, trained, copy = (vectors(texts) for texts in (synthetic, holdout, pool, copies))
     half = len(holdout) // 2
-    found = shares_in_train(compare(synthetic, pool), compare(synthetic, holdout))
-    fresh = shares_in_train(compare(holdout[:half], pool), compare(holdout[:half], holdout[half:]))
-    copied = shares_in_train(compare(copies, pool), compare(copies, holdout))
+    found = shares_in_train(_cosines(made, trained), _cosines(made, heldout))
+    fresh = shares_in_train(_cosines(heldout[:half], trained), _cosines(heldout[:half], heldout[half:]))
+    copied = shares_in_train(_cosines(copy, trained), _cosines(copy, heldout))
     value = float(found.mean())
     witnesses = effective_size(list(Counter(canonical_text(text) for text in synthetic).values()))
     low, high = wilson(value * witnesses, witnesses)
@@ -76,15 +77,10 @@ def shares_in_train(to_train_PQ: Similarities, to_holdout_PH: Similarities) -> F
     return total / NUM_DRAWS
 
 
-def _compare_with(embed: Embed | None, synthetic: Sequence[str]) -> Any:
-    """Return a function from two lists of texts to their cosines."""
-    vectors: Any = _tfidf_of(synthetic) if embed is None else embed
-
-    def compare(first: Sequence[str], second: Sequence[str]) -> Similarities:
-        product: Any = vectors(first) @ vectors(second).T
-        return np.asarray(product.toarray() if hasattr(product, "toarray") else product, dtype=np.float32)
-
-    return compare
+def _cosines(first: Any, second: Any) -> Similarities:
+    """Return the products of rows of length 1, dense or sparse."""
+    product = first @ second.T
+    return np.asarray(product.toarray() if hasattr(product, "toarray") else product, dtype=np.float32)
 
 
 def _tfidf_of(synthetic: Sequence[str]) -> Any:
