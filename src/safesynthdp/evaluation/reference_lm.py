@@ -136,7 +136,7 @@ def _bits(model: Any, ids: Sequence[list[int]]) -> Floats:
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=device)
     with torch.inference_mode():
         logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        losses = logits.logsumexp(dim=2) - logits.gather(2, tokens[:, 1:, None])[:, :, 0]
     return np.asarray(((losses * mask[:, 1:]).sum(dim=1) / math.log(2)).double().cpu().numpy())
 
 
