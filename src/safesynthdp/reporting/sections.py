@@ -5,6 +5,7 @@ about the ledger, settings and versions (page.py), the tables (tables.py), the v
 """
 
 from safesynthdp.reporting.attack_figures import MAX_CURVES, draw_roc
+from safesynthdp.reporting.attack_table import attack_table
 from safesynthdp.reporting.audits import ARTIFACT_OF, is_baseline
 from safesynthdp.reporting.copied import beside, copied_note
 from safesynthdp.reporting.facts import Curve, Evaluation, Finetune, Group, Stage, Text
@@ -12,14 +13,8 @@ from safesynthdp.reporting.figures import Drawing
 from safesynthdp.reporting.frontier import frontier_drawing, frontier_notes, missing_text
 from safesynthdp.reporting.guarantee import Guarantee
 from safesynthdp.reporting.layout import Fact, Section
-from safesynthdp.reporting.tables import (
-    attack_table,
-    fidelity_table,
-    memorisation_table,
-    recall_drawing,
-    utility_drawing,
-    utility_tables,
-)
+from safesynthdp.reporting.likeness_tables import fidelity_table, memorisation_table
+from safesynthdp.reporting.tables import recall_drawing, utility_drawing, utility_tables
 from safesynthdp.reporting.utility_figures import draw_lengths, draw_progress
 from safesynthdp.reporting.wording import count_text, value_text
 

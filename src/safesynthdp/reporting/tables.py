@@ -1,23 +1,19 @@
-"""What an evaluation and an attack found, as tables and one figure.
+"""What an evaluation found about utility, as tables and figures; the names of all metrics.
 
-Here: utility, memorisation with its control, the other metrics, attacks. Elsewhere: the rows themselves (facts.py) and
+Elsewhere: memorisation and likeness (likeness_tables.py), attacks (attack_table.py), the rows themselves (facts.py) and
 which of them a public page may show (publish.py, applied before anything here).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from safesynthdp.reporting.audits import audited_text, is_baseline, is_refuted, verdict_text
-from safesynthdp.reporting.facts import AuditRow, Evaluation, Metric
+from safesynthdp.reporting.facts import Evaluation, Metric
 from safesynthdp.reporting.figures import Drawing
-from safesynthdp.reporting.guarantee import Guarantee
 from safesynthdp.reporting.layout import Row, Table, table
 from safesynthdp.reporting.utility_figures import Bar, draw_recall, draw_utility
 from safesynthdp.reporting.wording import (
-    NOT_STATED,
     count_text,
     interval_text,
     rate_text,
-    value_text,
 )
 
 TRAINED_ON = {
@@ -67,14 +63,6 @@ CLASSIFIERS = {
     "emb": "embeddings + logistic regression",
     "gru": "GRU",
     "cnn": "CNN",
-}
-GROUPS = {
-    "label_fidelity": "Label shares",
-    "two_sample": "Can a classifier tell synthetic from real?",
-    "divergence": "Distance between the two distributions",
-    "form": "Form",
-    "diversity": "Diversity",
-    "validity": "Validity",
 }
 SHORT = {
     "synthetic": "synthetic",
@@ -154,55 +142,6 @@ def recall_drawing(evaluation: Evaluation, *, identity: str) -> Drawing | None:
     return draw_recall(labels, drawn, identity=identity, caption=caption)
 
 
-def memorisation_table(evaluation: Evaluation) -> Table | None:
-    """Return the shares of synthetic texts that repeat training records, beside the same for records never seen."""
-    rows = [row for row in evaluation.metrics or () if row.group == MEMORISATION]
-    if not rows:
-        return None
-    by_check = {name: {r.train_on: r for r in rows if r.name == name} for name in dict.fromkeys(r.name for r in rows)}
-    caption = "Share of synthetic texts that have the same in common with ... [95% interval]"
-    titles = ("what is shared", "training records", "held-out records (control)", "difference", "fresh real text",
-              "a plain copy", "texts")  # fmt: skip
-    return table(caption, titles, [_memorisation_row(name, found) for name, found in by_check.items()], words=())
-
-
-def fidelity_table(evaluation: Evaluation) -> Table | None:
-    """Return every row that is neither utility nor memorisation, group by group, numbers by label last."""
-    rows = [row for row in evaluation.metrics or () if row.group not in (UTILITY, MEMORISATION)]
-    found = dict.fromkeys(row.group for row in rows)
-    lines = list[Row]()
-    for group in (*(g for g in GROUPS if g in found), *(g for g in found if g not in GROUPS)):
-        lines.append(Row(cells=(GROUPS.get(group, group.replace("_", " ")), *[""] * 6), tone="group"))
-        lines += [_other_row(row) for row in sorted(rows, key=lambda row: row.label is not None) if row.group == group]
-    titles = ("metric", "value", "95% interval", "real text", "worthless", "better", "n")
-    caption = "Each number beside the same for real text in its place, and for something worthless"
-    return table(caption, titles, lines, words=("better",)) if lines else None
-
-
-def attack_table(rows: Sequence[AuditRow], guarantee: Guarantee) -> Table:
-    """Return one line an attack, the model-less baseline first."""
-    titles = ("attack", "channel", "AUC [interval]", "TPR at 1% FPR", "members / others",
-              "targets / references / epochs", "audited epsilon", "verdict")  # fmt: skip
-    words = ("channel", "audited epsilon", "verdict")
-    ordered = sorted(rows, key=lambda row: not is_baseline(row))
-    lines = [_attack_row(row, guarantee) for row in ordered]
-    return table("Higher AUC = more leakage; 0.5 is chance", titles, lines, words=words)
-
-
-def auc_text(row: AuditRow) -> str:
-    """Return the AUC with its interval, and the level where it is not 95%."""
-    if row.auc_interval is None:
-        return rate_text(row.auc)
-    level = "" if row.alpha in (None, 0.05) else f" at {value_text(round(100 * (1 - row.alpha), 6))}%"
-    return f"{rate_text(row.auc)} {interval_text(*row.auc_interval)}{level}"
-
-
-def metric_title(row: Metric) -> str:
-    """Return the metric's name in words, with its label where it is about one."""
-    name = METRIC_NAMES.get(row.name, row.name.replace("_", " "))
-    return name if row.label is None else f"{name}, {row.label}"
-
-
 def _rows(evaluation: Evaluation, name: str) -> list[Metric]:
     found = [row for row in evaluation.metrics or () if (row.group, row.name) == (UTILITY, name)]
     return [row for row in found if row.label is None]
@@ -220,7 +159,7 @@ def _by_training_set(evaluation: Evaluation, name: str) -> Table:
 
 def _utility_row(evaluation: Evaluation, name: str, train_on: str, models: Sequence[str | None]) -> Row:
     found = [any_model(evaluation, name, train_on=train_on, model=model) for model in models]
-    cells = ["" if row is None else _value_and_interval(row) for row in found]
+    cells = ["" if row is None else value_and_interval(row) for row in found]
     tested = next((count_text(row.n) for row in found if row is not None), "")
     tone = "strong" if train_on == "synthetic" else "faint" if train_on == "majority" else ""
     return Row(cells=(TRAINED_ON.get(train_on, train_on), *cells, tested), tone=tone)
@@ -233,7 +172,7 @@ def _ratios(evaluation: Evaluation) -> tuple[Table, ...]:
         return ()
     lines = [
         Row(cells=(TRAINED_ON.get(r.train_on or "", r.train_on or ""), CLASSIFIERS.get(r.model or "", r.model or ""),
-                   _value_and_interval(r)))
+                   value_and_interval(r)))
         for r in rows
     ]  # fmt: skip
     caption = "Accuracy with synthetic text / accuracy with real text [95% interval]"
@@ -247,7 +186,7 @@ def _recall(evaluation: Evaluation) -> tuple[Table, ...]:
     sets = [t for t in TRAINED_ON if any(row.train_on == t for row in rows)]
     if not labels:
         return ()
-    cells = {(row.label, row.train_on): _value_and_interval(row) for row in rows}
+    cells = {(row.label, row.train_on): value_and_interval(row) for row in rows}
     lines = [Row(cells=(label, *(cells.get((label, t), "") for t in sets))) for label in labels]
     caption = f"Recall by label, {CLASSIFIERS.get(model or '', model or '')}"
     return (table(caption, ("label", *(TRAINED_ON[t] for t in sets)), lines, words=()),)
@@ -268,46 +207,8 @@ def _bar(evaluation: Evaluation, train_on: str, model: str | None) -> Bar | None
     )
 
 
-def _value_and_interval(row: Metric) -> str:
+def value_and_interval(row: Metric) -> str:
+    """Return the value with its interval, or why there is none."""
     if row.value is None:
         return f"n/a: {row.reason}" if row.reason else "n/a"
     return f"{rate_text(row.value)} {interval_text(row.low, row.high)}".strip()
-
-
-def _memorisation_row(name: str, found: Mapping[str | None, Metric]) -> Row:
-    sample, difference = found.get("real_sample"), found.get("difference")
-    shown = [found.get(against) for against in ("real_sample", "holdout", "difference")]
-    cells = [NOT_STATED if row is None else _value_and_interval(row) for row in shown]
-    limits = ("n/a", "n/a") if sample is None else (rate_text(sample.ceiling), rate_text(sample.floor))
-    texts = "n/a" if sample is None else count_text(sample.n)
-    is_leak = difference is not None and difference.low is not None and difference.low > 0
-    return Row(cells=(METRIC_NAMES.get(name, name), *cells, *limits, texts), tone="bad" if is_leak else "")
-
-
-def _other_row(row: Metric) -> Row:
-    value = f"n/a: {row.reason}" if row.value is None and row.reason else rate_text(row.value)
-    better = {"half": "near 0.5"}.get(row.direction or "", row.direction or "")
-    interval = interval_text(row.low, row.high)
-    ends = (rate_text(row.ceiling), rate_text(row.floor))
-    return Row(cells=(metric_title(row), value, interval, *ends, better, count_text(row.n)))
-
-
-def _few(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3g}"
-
-
-def _attack_row(row: AuditRow, guarantee: Guarantee) -> Row:
-    cells = (
-        f"{row.attack} (texts alone, no model{'' if row.pool is None else f'; {row.pool}'})"
-        if is_baseline(row)
-        else row.title,
-        row.channel,
-        auc_text(row),
-        rate_text(row.tpr_at_fpr.get("0.01")),
-        f"{count_text(row.num_members)} / {count_text(row.num_nonmembers)}",
-        f"{_few(row.num_targets)} / {_few(row.num_references)} / {_few(row.num_epochs)}",
-        audited_text(row),
-        verdict_text(row, guarantee),
-    )
-    tone = "bad" if is_refuted(row, guarantee) else "faint" if is_baseline(row) else ""
-    return Row(cells=cells, tone=tone)

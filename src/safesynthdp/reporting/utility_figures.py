@@ -103,21 +103,22 @@ def draw_lengths(series: Mapping[str, Sequence[int]], *, identity: str, caption:
 
     drawn = {name: np.asarray(lengths) for name, lengths in series.items() if len(lengths)}
     top = max(8.0, max(float(np.quantile(lengths, 0.99)) for lengths in drawn.values()))
-    edges = np.linspace(0, np.ceil(top) + 1, min(LENGTH_BINS, int(np.ceil(top)) + 1) + 1)
+    width = -(-(int(np.ceil(top)) + 1) // LENGTH_BINS)  # whole words: no bin holds more counts than another
+    edges = np.arange(0, np.ceil(top) + 1 + width, width)
 
     def paint(figure: "Figure") -> None:
         axes = axes_by_margins(figure, left=0.65, bottom=0.5, height=2.0)
         for (name, lengths), (color, dash, width) in zip(drawn.items(), _STYLES, strict=False):
-            counts, _ = np.histogram(np.minimum(lengths, edges[-1]), bins=edges)
+            counts, _ = np.histogram(np.minimum(lengths, edges[-1] - 1), bins=edges)
             shares = counts / len(lengths)
             axes.stairs(shares, edges, label=visible(name), color=color, linestyle=dash, linewidth=width)
-        axes.set_xlabel(f"words (longer than {int(edges[-1])}: last bin)")
+        axes.set_xlabel(f"words (longer than {int(edges[-1]) - 1}: last bin)")
         axes.set_ylabel("share of texts")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8.5)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, fontsize=7.5, columnspacing=1.0)
 
     words = "; ".join(f"{name}: median {np.median(lengths):.0f} words" for name, lengths in drawn.items())
-    return draw_small(paint, height=2.6, identity=identity, title=f"Lengths. {words}", caption=caption)
+    return draw_small(paint, height=2.8, identity=identity, title=f"Lengths. {words}", caption=caption)
 
 
 def draw_progress(steps: Sequence[Step], *, identity: str, caption: str) -> Drawing:

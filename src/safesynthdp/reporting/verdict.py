@@ -3,13 +3,14 @@
 Here: which numbers stand in the box. Elsewhere: where they come from (guarantee.py, tables.py).
 """
 
+from safesynthdp.reporting.attack_table import auc_text
 from safesynthdp.reporting.audits import bounded, is_baseline, is_refuted, refutation_text, strongest, verdict_text
 from safesynthdp.reporting.facts import Evaluation, Group, Metric
 from safesynthdp.reporting.guarantee import SEEDED, Guarantee
 from safesynthdp.reporting.layout import Fact, Verdict
 from safesynthdp.reporting.ledger_tables import release_table
 from safesynthdp.reporting.statement import ARTIFACTS
-from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, auc_text, headline_model
+from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, headline_model
 from safesynthdp.reporting.wording import (
     NO_GUARANTEE,
     NOT_STATED,

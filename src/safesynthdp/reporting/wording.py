@@ -51,8 +51,14 @@ def number_text(value: float | None) -> str:
 
 
 def rate_text(value: float | None) -> str:
-    """Return a share with three decimals even where it is whole (1.000), so that a column lines up."""
-    return number_text(value) if value is None or 0 < abs(value) < 0.01 else f"{value:.3f}"
+    """Return a share with three decimals even where it is whole, so that a column lines up.
+
+    >>> rate_text(1.0), rate_text(0.5667), rate_text(0.00583)
+    ('1.000', '0.567', '0.0058')
+    """
+    if value is None:
+        return number_text(value)
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def interval_text(low: float | None, high: float | None) -> str:
