@@ -101,6 +101,7 @@ def _measure(folder: Path) -> dict[str, object]:
     with timed(f"evaluate all {len(attacks)} attacks"):
         scores = joined(parts)
         parts.clear()
+        del pool  # as the command does
         rows = evaluate(scores, claims, records=tables["records"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for size in (10**5, 10**6):

@@ -69,6 +69,13 @@ class Population:
         self.unit_ids = list(names)
         self.unit_of = np.asarray([names[units[i]] for i in record_ids], dtype=np.int64)
         self.is_calibration = np.asarray([_half(name) for name in self.unit_ids], dtype=np.bool_)
+        self._last = (np.zeros(0, dtype=np.int64), list[str]())
+
+    def names(self, units: NDArray[np.int64]) -> Sequence[str]:
+        """Return the ids of these units; sides of the same units share one list, or a large pool holds hundreds."""
+        if not np.array_equal(units, self._last[0]):
+            self._last = (units, [self.unit_ids[unit] for unit in units.tolist()])
+        return self._last[1]
 
 
 def groups(scores: pa.Table, records: pa.Table | None, *, units: Mapping[str, str]) -> Iterator[Group]:
@@ -146,7 +153,7 @@ def _side(
         target_id=target_id,
         scores=sums.astype(np.float64),
         is_member=inside > 0,
-        unit_ids=[population.unit_ids[unit] for unit in units.tolist()],
+        unit_ids=population.names(units),
         is_calibration=population.is_calibration[units],
         num_references=int(references.max(initial=0)),
     )

@@ -138,7 +138,8 @@ def audit_pool(
     if records is not None and any(claim.unit == "user" for claim in claims.values()):
         unit_of = dict(zip(records["record_id"].to_pylist(), records["unit_id"].to_pylist(), strict=True))
     parts.append(baseline_table(pool.bits, texts, seed=seed, target_ids=target_ids, unit_of=unit_of))
-    scores = joined(parts)
+    scores, undrawn = joined(parts), () if pool.bits.target_is_drawn else (TARGET,)
+    del pool  # the signals of every model: most of the memory, and no longer needed
     rows = evaluate(
         scores,
         claims,
@@ -147,7 +148,7 @@ def audit_pool(
         primary=primary,
         num_epochs=num_epochs,
         notes=notes,
-        undrawn=() if pool.bits.target_is_drawn else (TARGET,),
+        undrawn=undrawn,
     )
     return scores, rows
 
