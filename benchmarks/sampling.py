@@ -1,13 +1,14 @@
 """What noise at sampling time costs in time, next to plain generation by the same model.
 
-python benchmarks/sampling.py                                      # SmolLM2-135M; some minutes on two cores
+OMP_NUM_THREADS=1 python benchmarks/sampling.py                    # SmolLM2-135M; about an hour of one core
 python benchmarks/sampling.py --model tiny --repeats 2             # seconds, no download
 
 Two tables, each measured within one process, the arms in turn, so that a busy machine slows all of them:
 (a) one model: ``model.generate`` and our plain loop, against every mechanism on the whole vocabulary (recentred: one
     forward pass) and with a public model (difference: two).
 (b) S groups and a public row, against S + 1 plain sequences in one batch with a KV cache, the least that can be done.
-Texts never end early (the end token is out of reach), so all arms read the same number of tokens.
+Texts never end early (the end token is out of reach), so all arms read the same number of tokens. Seconds are of the
+processor on a CPU (one thread: OMP_NUM_THREADS=1), of the clock on a GPU.
 Writes benchmarks/results/DATE-sampling-MODEL-DEVICE.md.
 """
 
@@ -189,10 +190,17 @@ class Timed:
 
     def draw(self, *values: Any, **options: Any) -> int:
         """Draw and count the time."""
-        began = time.perf_counter()
+        began = seconds()
         token = self._rule.draw(*values, **options)
-        self.seconds += time.perf_counter() - began
+        self.seconds += seconds() - began
         return int(token)
+
+
+def seconds() -> float:
+    """Return a clock: on the wall of a GPU, of the processor elsewhere, where other work would decide a wall clock."""
+    import torch
+
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def measure(arms: dict[str, Arm], repeats: int) -> dict[str, list[tuple[float, float]]]:
@@ -202,12 +210,12 @@ def measure(arms: dict[str, Arm], repeats: int) -> dict[str, list[tuple[float, f
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for repeat in range(repeats + 1):
         for name, arm in arms.items():
-            began = time.perf_counter()
+            began = seconds()
             inside = arm()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat:
-                found[name].append((time.perf_counter() - began, inside))
+                found[name].append((seconds() - began, inside))
     return found
 
 
