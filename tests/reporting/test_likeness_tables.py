@@ -11,7 +11,8 @@ from safesynthdp.reporting.likeness_tables import fidelity_table
 def metric(name: str, train_on: str, model: str, value: float) -> Metric:
     return Metric(
         group="two_sample", name=name, train_on=train_on, model=model, label=None, value=value, low=None, high=None,
-        n=30, ceiling=None, floor=0.9, direction="half", level=0.95, seeds=1, reads=("synthetic",), publishable=False, reason=None,
+        n=30, ceiling=None, floor=0.9, direction="half", level=0.95, seeds=1,
+        reads=("synthetic",), publishable=False, reason=None,
     )  # fmt: skip
 
 
