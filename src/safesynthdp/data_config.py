@@ -35,6 +35,9 @@ class DataConfig:
     """Column that says whose record it is; needed by privacy.unit=user. The split then goes by user."""
     prompt_template: str | None = None
     """What stands before the text, with {label} once, for example "A {label} review: "; public."""
+    label_descriptions: dict[str, str] | None = None
+    """What a label is called in the prompt where its name says little, for example {"neg": "negative film review"};
+    public. A label that is not listed is called by its name."""
     max_length: int = 128
     """Longest example, prompt and end of text included, tokens; longer ones are cut."""
     max_records: int | None = None
@@ -59,6 +62,7 @@ class DataConfig:
         self._refuse_bad_columns()
         self._refuse_bad_numbers()
         self._refuse_bad_labels()
+        self._refuse_bad_descriptions()
         _refuse_bad_template(self.prompt_template)
         for key in ("train_file", "membership_file"):
             if (value := getattr(self, key)) is not None:
@@ -135,6 +139,15 @@ class DataConfig:
         twice = [label for index, label in enumerate(self.labels) if label in self.labels[:index]]
         if twice:
             raise ConfigError(f"data.labels holds {twice[0]!r} twice; list each label once")
+
+    def _refuse_bad_descriptions(self) -> None:
+        for label, words in (self.label_descriptions or {}).items():
+            if not isinstance(words, str) or not words.strip():
+                raise ConfigError(f"data.label_descriptions.{label} is empty; say in words what the label means")
+            if self.labels is not None and label not in self.labels:
+                raise ConfigError(
+                    f"data.label_descriptions.{label} describes no label of data.labels; correct it or take it out"
+                )
 
 
 def _refuse_bad_template(template: str | None) -> None:

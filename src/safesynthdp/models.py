@@ -6,6 +6,7 @@ trained on private text: it comes with the model, or is the byte tokenizer.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +30,21 @@ class PromptTemplate:
 
     text: str = DEFAULT_TEMPLATE
     """Holds ``{label}`` once."""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    """Public words that stand for a label in the prompt; a label that is not here stands for itself."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "PromptTemplate":
+        """Return the template of a ``data`` section."""
+        return cls(text=data["prompt_template"] or DEFAULT_TEMPLATE, descriptions=data.get("label_descriptions") or {})
+
+    def words(self, label: str) -> str:
+        """Return what a label is called in a prompt."""
+        return self.descriptions.get(label, label)
 
     def prompt(self, label: str) -> str:
         """Return the prompt of a label."""
-        return self.text.replace("{label}", label)
+        return self.text.replace("{label}", self.words(label))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +210,7 @@ def load_run_model(run: RunDirectory, *, untuned: bool = False) -> LoadedModel:
     return LoadedModel(
         model=model.eval().to(device),  # pyright: ignore[reportArgumentType]  # transformers wraps the signature away
         tokenizer=tokenizer,
-        template=PromptTemplate(text=values["data"]["prompt_template"] or DEFAULT_TEMPLATE),
+        template=PromptTemplate.of(values["data"]),
         max_length=values["data"]["max_length"],
         eos_token_id=token_id(tokenizer.eos_token_id),
         label_set=tuple(run.manifest["data"]["label_set"]),

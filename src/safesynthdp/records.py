@@ -67,6 +67,9 @@ def load_split(data: DataConfig, *, say: Say = say_on_stderr) -> Split:
     records, order = _assemble(cells, labels=public)
     records = _with_notes(records, data, cells)
     _refuse_single_label(records, data, table.name)
+    for label in data.label_descriptions or {}:
+        if label not in records.label_set:
+            raise DataError(f"data.label_descriptions.{label} describes no label of {table.name}; correct it")
     buckets = _buckets(records, cells, order, table)
     is_train = [bucket < NUM_BUCKETS - data.holdout_percent for bucket in buckets]
     train = records.select(index for index, here in enumerate(is_train) if here)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from safesynthdp.generation.caching import CachedMemory, PlainMemory, RoomyLayer
+from safesynthdp.generation.caching import CachedMemory, PlainMemory, RoomyLayer, memory_of
 from safesynthdp.generation.decoding import DrawnRow, Row, decode_wave, waves
 from safesynthdp.generation.draws import Sampling, draw, uniforms
 
@@ -53,6 +53,11 @@ def likely_to_end(model: LlamaForCausalLM) -> LlamaForCausalLM:
             return output
 
     return Ending()  # type: ignore[return-value]
+
+
+def test_a_model_of_transformers_reads_each_token_once(model: LlamaForCausalLM) -> None:
+    """Its argument was renamed once (5.24), and every token then read the whole text again, seven times slower."""
+    assert isinstance(memory_of(model), CachedMemory)
 
 
 def test_cached_decoding_equals_decoding_without_a_cache_token_by_token(model: LlamaForCausalLM) -> None:

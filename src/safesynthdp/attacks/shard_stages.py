@@ -32,6 +32,7 @@ from safesynthdp.privacy.storage import make_private_directory, write_atomically
 from safesynthdp.records import DataConfig, Records, load_split
 from safesynthdp.runs import CONFIG, LEDGER, RunDirectory
 
+_PROMPT_KEYS = ("prompt_template", "label_descriptions", "max_length")
 _FREE = ("output_dir", "hardware", "dry_run")
 
 
@@ -73,7 +74,7 @@ def training_config(pool: Pool, spec: ShardSpec) -> dict[str, Any]:
     """Return the training config of a spec: the pool's recipe on its members, at the nominal size."""
     recipe = dict(pool.plan["recipe"])
     data = to_mapping(training_data_config(pool.training_file, labels=pool.plan["labels"], has_users=pool.has_users))
-    kept = {key: value for key, value in recipe["data"].items() if key in ("prompt_template", "max_length")}
+    kept = {key: value for key, value in recipe["data"].items() if key in _PROMPT_KEYS}
     data |= kept | {
         "membership_file": str(_membership_file(pool, spec)),
         "nominal_num_records": spec.nominal_num_records,

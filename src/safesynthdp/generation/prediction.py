@@ -20,7 +20,7 @@ from safesynthdp.generation.predict_config import PredictConfig
 from safesynthdp.generation.shard_adapters import ShardAdapters, train_all
 from safesynthdp.generation.shard_prompts import PromptMaker
 from safesynthdp.generation.shard_source import Prompts, Shapes, ShardSource
-from safesynthdp.models import DEFAULT_TEMPLATE, PromptTemplate, token_id
+from safesynthdp.models import PromptTemplate, token_id
 from safesynthdp.privacy.mechanisms import Heuristic
 from safesynthdp.privacy.output_draws import Decoding, OutputKey
 from safesynthdp.privacy.output_pricing import OutputMechanism
@@ -119,7 +119,7 @@ def draw_in_context(job: Job, done: Mapping[int, Any]) -> int:
 def draw_from_adapters(job: Job, adapters: ShardAdapters, done: Mapping[int, Any]) -> int:
     """Draw every text that is not done through trained adapters, and return the number of tokens the models read."""
     assert job.config.output is not None
-    template = PromptTemplate(text=job.config.data.prompt_template or DEFAULT_TEMPLATE)
+    template = PromptTemplate.of(vars(job.config.data))
     labels, read = job.records.label_set, 0
     prompts = {label: prompt_ids(label, tokenizer=job.tokenizer, template=template) for label in labels}
     width = max(len(prompt) for prompt in prompts.values())
@@ -142,7 +142,7 @@ def draw_from_adapters(job: Job, adapters: ShardAdapters, done: Mapping[int, Any
 
 def train_adapters(job: Job, adapters: ShardAdapters, *, advance: Callable[[int], None]) -> None:
     """Train one adapter a shard on the shard's own records."""
-    template = PromptTemplate(text=job.config.data.prompt_template or DEFAULT_TEMPLATE)
+    template = PromptTemplate.of(vars(job.config.data))
     examples = encode(
         job.records.texts,
         job.records.labels,
@@ -219,7 +219,12 @@ def _demonstrations(job: Job, label: str, number: int) -> list[str]:
 
 def _maker(job: Job, *, records: int = 1) -> PromptMaker:
     prompts = replace(job.config.prompts, max_record_tokens=records * job.config.prompts.max_record_tokens)
-    return PromptMaker(prompts, tokenizer=job.tokenizer, labels=job.records.label_set)
+    return PromptMaker(
+        prompts,
+        tokenizer=job.tokenizer,
+        labels=job.records.label_set,
+        called=PromptTemplate.of(vars(job.config.data)).words,
+    )
 
 
 def _cuts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -7,7 +7,7 @@ Guarantee:
     ``width``, a function of public numbers: longer records are cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from safesynthdp.errors import ConfigError
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 class PromptMaker:
     """Makes the prompts of one tokenizer and template."""
 
-    def __init__(self, config: PromptsConfig, *, tokenizer: "PreTrainedTokenizerBase", labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: PromptsConfig,
+        *,
+        tokenizer: "PreTrainedTokenizerBase",
+        labels: Sequence[str],
+        called: Callable[[str], str] = str,
+    ) -> None:
+        """``called`` gives the public words that stand for a label (data.label_descriptions)."""
         self._config, self._tokenizer = config, tokenizer
         before, after = config.template.split("{text}")
         start = tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None
         head = () if start is None else (token_id(start),)
-        self._heads = {label: (*head, *self._public(before.replace("{label}", label))) for label in labels}
-        self._tails = {label: self._public(after.replace("{label}", label)) for label in labels}
+        self._heads = {label: (*head, *self._public(before.replace("{label}", called(label)))) for label in labels}
+        self._tails = {label: self._public(after.replace("{label}", called(label))) for label in labels}
         if any(not self._tails[label] and not self._heads[label] for label in labels):
             raise ConfigError("prompts.template encodes to no token; give it at least one word")
         self.width = max(len(self._heads[x]) + len(self._tails[x]) for x in labels) + config.max_record_tokens

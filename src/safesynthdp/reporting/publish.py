@@ -25,8 +25,8 @@ _PUBLIC_DATA = ("label_set", "label_set_is_public")
 _PUBLIC_EVALUATION = ("seeds", "downstream", "level", "holdout_is_public")
 _PUBLIC_SAMPLE = ("untuned", "labels", "temperature", "top_k", "top_p", "max_new_tokens", "dtype", "seed")
 _PUBLIC_SECTIONS = ("model", "lora", "privacy", "train", "hardware")
-_PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_split", "prompt_template", "max_length",
-                       "labels", "holdout_percent")  # fmt: skip
+_PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_split", "prompt_template",
+                       "label_descriptions", "max_length", "labels", "holdout_percent")  # fmt: skip
 
 
 def publishable(

@@ -12,7 +12,7 @@ from torch import nn
 
 from safesynthdp.training.examples import Example
 
-_WIDTHS, _PROMPTS, _MOST_ROWS = 16, 8, 16
+_WIDTHS, _PROMPTS, _MOST_ROWS = 16, 8, 32
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

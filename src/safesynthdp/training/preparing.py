@@ -15,7 +15,6 @@ from torch import nn
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.models import (
-    DEFAULT_TEMPLATE,
     PromptTemplate,
     load_base_model,
     load_tokenizer,
@@ -65,7 +64,7 @@ def prepare(
     with ranks.together(), ranks.first():
         tokenizer = load_tokenizer(config.model)  # fetches and converts a builtin model
     with ranks.together():
-        template = PromptTemplate(text=config.data.prompt_template or DEFAULT_TEMPLATE)
+        template = PromptTemplate.of(vars(config.data))
         examples = encode(
             records.texts, records.labels, tokenizer=tokenizer, template=template, max_length=config.data.max_length
         )

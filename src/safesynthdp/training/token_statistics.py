@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from safesynthdp.training.examples import Batch, Example, collate
-from safesynthdp.training.loss import target_logits
+from safesynthdp.training.loss import target_logits, wide
 from safesynthdp.training.micro_batching import micro_batches
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.sharding import deal
@@ -106,7 +106,7 @@ def _moments(logits_BKV: Tensor, targets_BK: Tensor, mask_BK: Tensor) -> tuple[T
     parts = list[tuple[Tensor, Tensor, Tensor, Tensor]]()
     for start in range(0, len(rows), _TOKENS_AT_ONCE):
         here = slice(start, start + _TOKENS_AT_ONCE)
-        logits_NV = logits_BKV[rows[here], positions[here]]
+        logits_NV = wide(logits_BKV[rows[here], positions[here]])
         targets_N1 = targets_BK[rows[here], positions[here]][:, None]
         logs_NV = logits_NV.log_softmax(dim=1)
         picked_N1 = logs_NV.gather(1, targets_N1)
