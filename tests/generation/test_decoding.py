@@ -60,7 +60,7 @@ def test_the_installed_transformers_is_read_token_by_token_and_not_anew(model: L
     """Version 5.24 renamed the cache of ``forward``; whoever looks for the old name alone loses it in silence."""
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=300, n_positions=64))
     lengths = list[int]()
-    for known in (model, gpt2.eval()):
+    for known in (model, gpt2.train(False)):
         watch = known.register_forward_pre_hook(
             lambda _module, _args, inputs: lengths.append(inputs["input_ids"].shape[1]), with_kwargs=True
         )
