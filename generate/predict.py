@@ -1,8 +1,8 @@
 """Draw labelled synthetic text from private records and a public model: many prompts, or adapters, vote on each token.
 
 python generate/predict.py --config generate/recipes/predict_tiny.yaml                              # CPU, seconds
-python generate/predict.py --config generate/recipes/predict_softmax.yaml --output_dir OUT
-python generate/predict.py --config generate/recipes/predict_adapters.yaml --output_dir OUT
+python generate/predict.py --config generate/recipes/context_softmax.yaml --output_dir OUT
+python generate/predict.py --config generate/recipes/adapters_softmax.yaml --output_dir OUT
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -73,6 +74,12 @@ def test_a_door_is_a_short_script_that_hides_no_library(door: str) -> None:
     assert not (path.parent / "__init__.py").exists()
     assert len(path.read_text().splitlines()) <= 60
     assert door in (ast.get_docstring(ast.parse(path.read_text())) or ""), "say how to launch it"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_recipe_named_by_a_door_exists(door: str) -> None:
+    named = re.findall(r"--config (\w+/recipes/\w+\.yaml)", DOORS[door].read_text())
+    assert [recipe for recipe in named if not (ROOT / recipe).is_file()] == []
 
 
 def test_every_command_line_file_stays_readable() -> None:

@@ -181,7 +181,7 @@ def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
         if isinstance(cause, ConfigError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
+    text = _innermost(" ".join(str(error).split()))
     if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
         return _unknown_key(f"{found[1]}.{found[2]}", config_class)
     if found := re.search(r"Parser key \"([^\"]+)\": .*Option '([^']+)' is not accepted", text):
@@ -198,6 +198,22 @@ def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
             f"{found[1]} is missing; give --{found[1].split(',')[0].strip()} or set it in the config file"
         )
     return ConfigError(text)
+
+
+def _innermost(text: str) -> str:
+    """Return what is wrong inside a section that may be null, without the list of all that it could have been."""
+    section = re.match(r'Parser key "([^"]+)": .*?Problem with given class_path \'[^\']+\': (.*)', text)
+    if section is None:
+        return text
+    name, inside = section.groups()
+    if missing := re.match(r"the following arguments are required: (\w+)", inside):
+        return f"the following arguments are required: {name}.{missing[1]}"
+    wanted = re.match(r"Parser key \"([^\"]+)\": .*?Expected an? (<class '\w+'>|typing\.Literal\[[^]]*\])", inside)
+    given = re.search(r"(?:Got|Given) value: (.*?)(?: - Expected .*)?$", inside)
+    if wanted is None or given is None:
+        return text
+    value = inside[given.start(1) :].split(" - Expected ")[0]
+    return f'Parser key "{name}.{wanted[1]}": Expected a {wanted[2]}. Got value: {value}'
 
 
 def _unknown_key(key: str, config_class: type[Any]) -> ConfigError:

@@ -36,6 +36,14 @@ ADAPTERS = [
     "--output.texts_per_batch=4",
     "--adapters.max_steps=2",
 ]
+MIX = [
+    "--output.mechanism=uniform_mix",
+    "--output.mixing=.5",
+    "--output.public_top_k=null",
+    "--output.grouping=many",
+    "--output.shards=8",
+    "--output.tokens=5",
+]
 HEURISTIC = ["--privacy.mode=none", "--heuristic.scale=0.01", "--heuristic.texts_per_label=2", "--heuristic.tokens=4"]
 
 
@@ -326,6 +334,10 @@ def test_a_number_of_records_that_is_private_is_listed(tmp_path: Path) -> None:
         ([*CONTEXT, "--output.scale=1"], "output.scale=1.0"),
         ([*CONTEXT, "--output.mechanism=uniform_mix"], "output.public_top_k=100"),
         ([*CONTEXT, "--output.surprise=1"], "output"),
+        ([*CONTEXT, "--output.clip=much"], "output.clip: Expected a <class 'float'>. Got value: much"),
+        ([*CONTEXT, "--output.tokens=null"], "output.tokens is missing"),
+        ([*CONTEXT, "--heuristic.noise=cauchy"], "heuristic.noise: Expected a typing.Literal['laplace', 'gaussian']"),
+        ([*MIX, "--output.vocab_size=300"], "output.vocab_size=300"),
         ([*CONTEXT, "--data.text_column=nowhere"], ""),
     ],
 )

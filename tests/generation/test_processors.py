@@ -137,8 +137,28 @@ def test_rows_that_generate_repeats_on_its_own_are_refused_since_a_record_would_
         model.generate(ROWS[:3], generation_config=settings, logits_processor=[two], **repeat)
 
 
-def test_recentred_rows_are_not_sold_at_the_price_of_a_record_that_can_be_left_out(model: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("recentre", [False, True])
+def test_a_row_can_be_left_out_and_only_then_is_the_price_that_of_null(model: LlamaForCausalLM, recentre: bool) -> None:
     null = Softmax(shards=3, clip=2.0, tokens=6, adjacency="null")
-    with pytest.raises(ConfigError, match="adjacency=null with recentre"):
-        OutputMechanismProcessor(null, generation_config=config(), recentre=True)
-    OutputMechanismProcessor(null, generation_config=config(), public=PublicRows(model, PUBLIC[:1]))
+    settings = config(do_sample=False)
+
+    def drawn(rows: torch.Tensor, present: list[bool] | None) -> torch.Tensor:
+        processor = OutputMechanismProcessor(
+            null,
+            generation_config=settings,
+            public=PublicRows(model, PUBLIC[:1]),
+            present=present,
+            recentre=recentre,
+            key=OutputKey.from_unsafe_seed(1),
+        )
+        return generate(model, rows, settings, processor)[:, 3:]
+
+    with pytest.raises(ConfigError, match="present is missing"):
+        drawn(ROWS[:3], None)
+    with pytest.raises(ConfigError, match="present names 2 rows"):
+        drawn(ROWS[:3], [True, False])
+    without = drawn(ROWS[:3], [True, False, True])
+    other = ROWS[:3].clone()
+    other[1] = 77
+    assert torch.equal(drawn(other, [True, False, True]), without)
+    assert not torch.equal(drawn(ROWS[:3], [True, True, True]), without)

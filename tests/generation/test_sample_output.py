@@ -178,6 +178,18 @@ def test_recentred_scores_need_no_public_model(make_run: MakeRun, tmp_path: Path
     assert len(texts(sample(make_run(), tmp_path / "out", *CLIPPED, *flags))) == 6
 
 
+def test_a_wrong_vocabulary_does_not_use_up_the_one_batch_of_a_run(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    flags = ["--output.mechanism=uniform_mix", "--output.mixing=.5", "--output.public_top_k=null", "--max_new_tokens=4"]
+    flags += ["--output.single=true", "--output.weights_withheld=true"]
+    said = refusal(capsys, run, tmp_path / "out", *flags, "--output.vocab_size=260")
+    assert said.startswith("error: output.vocab_size=260")
+    assert not (tmp_path / "out").exists()
+    sample(run, tmp_path / "out", *flags, "--output.vocab_size=259")
+
+
 @pytest.mark.parametrize(
     ("flags", "key"),
     [

@@ -150,6 +150,15 @@ def test_an_edited_number_makes_the_stored_epsilon_too_small(edit: dict[str, Any
     assert is_understated(stored, recompute(edited, edited.releases[0]))
 
 
+def test_an_artifact_that_leaves_out_what_it_was_made_from_is_refused() -> None:
+    both = ledger(entry(), entry("label_histogram"))
+    for edited in (release(0.0), release(0.11, "label_histogram"), release(0.0, artifact="synthetic_text")):
+        with pytest.raises(LedgerMismatch, match="leaves out entry dpsgd"):
+            recompute(both, edited)
+    assert recompute(both, release(0.11, "label_histogram", artifact="label_histogram")) == pytest.approx(0.1, abs=1e-4)
+    assert recompute(ledger(), release(0.0, artifact="synthetic_text")) == 0.0
+
+
 def test_a_stored_epsilon_just_below_is_caught_and_rounding_is_not() -> None:
     assert is_understated(4.0, 4.0 + 1e-5)
     assert not is_understated(4.0, 4.0 + 1e-7)

@@ -120,14 +120,27 @@ def test_the_renyi_curve_of_softmax_is_reached() -> None:
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
 def test_report_noisy_max_with_laplace_never_costs_more_than_stated(adjacency: OutputAdjacency) -> None:
     mechanism = Laplace(shards=2, clip=1.0, scale=1.2, tokens=1, adjacency=adjacency)
-    worst = 0.0
+    worst, widest = 0.0, 0.0
     for public, rows, others in neighbours(adjacency, shards=2, count=90):
-        p, q = (noisy_max(clipped_mean(r, public, clip=1.0, shards=2), 1.2) for r in (rows, others))
+        scores, moved = (clipped_mean(r, public, clip=1.0, shards=2) for r in (rows, others))
+        widest = max(widest, float(np.ptp(scores - moved)))
+        p, q = noisy_max(scores, 1.2), noisy_max(moved, 1.2)
         worst = max(worst, float(np.abs(np.log(p / q)).max()))
         for order in ORDERS[:3]:
             assert renyi(p, q, order) <= order * mechanism.rho_step + 1e-6
     assert worst <= mechanism.pure_step + 1e-6
     assert worst >= 0.7 * mechanism.pure_step  # a few candidates only: the bound is not tight there
+    assert 0.99 * mechanism.score_range <= widest <= mechanism.score_range * SLACK
+
+
+def test_the_price_of_report_noisy_max_is_reached_far_in_the_tail() -> None:
+    """Two candidates, x scales apart: the lower one wins with probability (2 + x) exp(-x) / 4 under Laplace noise."""
+    mechanism = Laplace(shards=2, clip=1.0, scale=0.5, tokens=1, adjacency="many")
+    e, x = mechanism.pure_step, 2000.0
+    reached = (math.log(2 + x) - x) - (math.log(2 + x + e) - x - e)
+    assert 0.99 * e <= reached <= e
+    near = noisy_max(np.array([0.0, 3.0]), 1.0)
+    assert near[0] == pytest.approx((2 + 3.0) * math.exp(-3.0) / 4, rel=1e-6)
 
 
 def test_laplace_then_softmax_costs_at_most_the_smaller_of_both_prices() -> None:

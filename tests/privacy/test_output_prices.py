@@ -121,7 +121,7 @@ def test_optimal_composition_of_pure_steps_inverts(e: float, count: int, delta: 
                 - (count - wins) * (e + math.log1p(math.exp(-e)))
             )
             total += math.exp(log_mass) * -math.expm1(x - loss)
-    assert total == pytest.approx(delta, rel=1e-7)
+    assert total == pytest.approx(delta, rel=1e-9)
 
 
 def test_the_classic_gaussian_scale_is_not_enough_above_epsilon_one() -> None:

@@ -219,5 +219,10 @@ def test_a_plan_keeps_its_promise_and_says_why_when_there_is_none(capsys: pytest
     little = answer(capsys, "plan --target_epsilon 1 --num_records 100 --num_texts 60 --tokens 64")
     assert 0.05 <= little["clip"] < 1
     assert little["epsilon"] <= 1
+    many = answer(capsys, "plan --target_epsilon 1 --num_records 2000000 --num_texts 400000 --tokens 512")
+    assert many["num_batches"] * many["texts_per_batch"] >= 400_000  # one batch would pass the steps that have a price
+    assert many["epsilon"] <= 1
+    beyond = refusal(capsys, "plan --target_epsilon 1 --num_records 20 --num_texts 400000 --tokens 512 --clip 1")
+    assert "target_epsilon" in beyond or "texts_per_batch" in beyond
     assert "texts" in refusal(capsys, "plan --target_epsilon 0.1 --num_records 50 --num_texts 9000 --tokens 64")
     assert "not even one text" in refusal(capsys, "plan --target_epsilon .01 --num_records 4 --num_texts 9 --tokens 64")

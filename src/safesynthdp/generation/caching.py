@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 _ROOM = 32
+_CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class Memory(Protocol):
@@ -33,8 +34,13 @@ class Memory(Protocol):
 
 def memory_of(model: nn.Module) -> Memory:
     """Return the fastest memory the model can use."""
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    return CachedMemory(model) if takes_cache else PlainMemory(model)
+    return PlainMemory(model) if cache_keyword(model) is None else CachedMemory(model)
+
+
+def cache_keyword(model: nn.Module) -> str | None:
+    """Return under which name the model takes its cache: ``past_key_values``, in later transformers ``cache``."""
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_KEYWORDS if name in known), None)
 
 
 class CachedMemory:
@@ -44,6 +50,7 @@ class CachedMemory:
         self._model = model
         self._extra = last_logits_only(model)
         self._cache = roomy_cache(model)
+        self._keyword = cache_keyword(model) or _CACHE_KEYWORDS[-1]
 
     def start(self, prompts_BL: Tensor) -> Tensor:
         """Read the prompts and return [B, V] logits of the next token."""
@@ -58,7 +65,8 @@ class CachedMemory:
         self._cache.reorder_cache(rows)  # type: ignore[arg-type]  # any integer tensor selects rows
 
     def _read(self, tokens_BL: Tensor) -> Tensor:
-        output = self._model(input_ids=tokens_BL, past_key_values=self._cache, use_cache=True, **self._extra)
+        memory: dict[str, Any] = {self._keyword: self._cache, "use_cache": True}
+        output = self._model(input_ids=tokens_BL, **memory, **self._extra)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 

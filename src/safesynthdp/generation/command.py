@@ -53,6 +53,7 @@ def sample(config: SampleConfig) -> RunDirectory:
         raise UserError(f"run={source.path} has not read its data yet; finish it with the command that began it")
     shares = read_shares(source, labels, choice=config.labels, untuned=config.untuned)
     ledger = _ledger(config, source, shares)
+    _refuse_other_vocabulary(config, source)
     settings = to_mapping(config) | {"run": str(source.path)}
     opened = None
     with ranks.together():
@@ -228,6 +229,16 @@ def _ledger(config: SampleConfig, source: RunDirectory, shares: "LabelShares") -
         weights_withheld=config.output.weights_withheld,
         seeded=config.unsafe_seed is not None,
     )
+
+
+def _refuse_other_vocabulary(config: SampleConfig, source: RunDirectory) -> None:
+    """A number that cannot be right is found before the one batch of the run is claimed."""
+    if config.output is None or config.output.vocab_size is None:
+        return
+    from safesynthdp.generation.output_config import refuse_other_vocabulary
+    from safesynthdp.models import load_run_model
+
+    refuse_other_vocabulary(config.output, load_run_model(source).model)
 
 
 def _refuse_another_model(config: SampleConfig, source: RunDirectory, run: RunDirectory) -> None:

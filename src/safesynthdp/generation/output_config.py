@@ -107,6 +107,19 @@ class ModelOutputConfig(OutputConfig):
             )
 
 
+def refuse_other_vocabulary(output: OutputConfig | None, model: Any) -> None:
+    """Refuse a ``vocab_size`` that is not the width of the model's logits, before anything is begun.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if output is None or output.vocab_size is None:
+        return
+    width = model.get_output_embeddings().weight.shape[0]
+    if output.vocab_size != width:
+        raise ConfigError(f"output.vocab_size={output.vocab_size} is not the width of the model's logits; set {width}")
+
+
 def refuse_private_truncation(output: OutputConfig, *, temperature: float, top_k: int, top_p: float) -> Decoding:
     """Return the decoding of a noisy vector; refuse one where there is no noisy vector to read.
 

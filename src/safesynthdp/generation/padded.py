@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.generation.caching import RoomyLayer, last_logits_only, roomy_cache
+from safesynthdp.generation.caching import RoomyLayer, cache_keyword, last_logits_only, roomy_cache
 
 _FILLER = 0
 
@@ -33,6 +33,7 @@ class PaddedMemory:
         self._device = next(model.parameters()).device
         self._cache: Any = None
         self._extra = last_logits_only(model)
+        self._keyword = cache_keyword(model) or "past_key_values"
         self._first_RV = torch.empty(0)
         self._prompts_RW = self._prompt_mask_RW = torch.empty(0, 0, dtype=torch.int64)
         self._mask_RL = self._prompt_mask_RW
@@ -79,8 +80,8 @@ class PaddedMemory:
             input_ids=tokens_RL,
             attention_mask=self._mask_RL,
             position_ids=positions_RL,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._keyword: self._cache},
             **self._extra,
         )
         logits_RV: Tensor = output.logits[:, -1]

@@ -89,6 +89,7 @@ def _refuse_other_records(split: "Split", run: RunDirectory) -> None:
 
 def _job(config: PredictConfig, mechanism: Any, records: "Records") -> "Job":
     """Load the model and refuse what cannot be done with it, before anything is begun."""
+    from safesynthdp.generation.output_config import refuse_other_vocabulary
     from safesynthdp.generation.prediction import Job, device_of, refuse_long_prompts
     from safesynthdp.generation.shard_source import refuse_shared_rows
     from safesynthdp.models import load_base_model, load_tokenizer, quiet
@@ -98,6 +99,7 @@ def _job(config: PredictConfig, mechanism: Any, records: "Records") -> "Job":
     tokenizer = load_tokenizer(config.model)
     model: Any = load_base_model(config.model, seed=config.adapters.seed)
     refuse_shared_rows(model)
+    refuse_other_vocabulary(config.output, model)
     job = Job(
         config=config,
         mechanism=mechanism,

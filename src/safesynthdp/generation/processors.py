@@ -79,14 +79,16 @@ class OutputMechanismProcessor(LogitsProcessor):
 
     Rows of one text stand side by side and get the same token: R = ``shards`` rows, or one with ``single``. Each holds
     other records, so generate must bring exactly ``num_texts * R`` rows: ``num_return_sequences`` and ``num_beams``
-    repeat rows, which would count a record twice, and are refused. Under ``null`` the row of a record that is missing
-    holds the public prompt.
+    repeat rows, which would count a record twice, and are refused. Under ``null`` say which rows hold a record: the row
+    of a missing one must add nothing at all, and the public prompt in its place adds the rounding of another shape.
 
     Args:
         mechanism: With its price.
         generation_config: The one that generate is called with.
         num_texts: G, texts of the call; None = all that are priced, ``texts_per_batch``.
         public: The public branch; None needs ``recentre``, or a mechanism that clips nothing.
+        present: For each of the R rows of a text, whether it holds a record; the others hold any prompt and are not
+            looked at. None = all; ``null`` with a clip needs it.
         top_k: Candidates: likeliest tokens of the public branch; None = all.
         recentre: Clip the logits themselves.
         decoding: Of a noisy vector.
@@ -103,6 +105,7 @@ class OutputMechanismProcessor(LogitsProcessor):
         generation_config: GenerationConfig,
         num_texts: int | None = None,
         public: PublicRows | None = None,
+        present: Sequence[bool] | None = None,
         top_k: int | None = None,
         recentre: bool = False,
         decoding: Decoding | None = None,
@@ -110,10 +113,14 @@ class OutputMechanismProcessor(LogitsProcessor):
     ) -> None:
         refuse_generation_config(generation_config, tokens=mechanism.tokens)
         mechanism.refuse_draws()
-        if recentre and hasattr(mechanism, "clip") and mechanism.width == 2:
+        if present is None and hasattr(mechanism, "clip") and mechanism.width == 2:
             raise ConfigError(
-                f"adjacency={mechanism.adjacency} with recentre: generate cannot leave out a missing record's row, and "
-                "any other row in its place moves scores twice as far; use replace or many"
+                f"present is missing: adjacency={mechanism.adjacency} is priced for rows that can be left out; say "
+                "which of them hold a record, or use replace or many"
+            )
+        if present is not None and len(present) != mechanism.shards:
+            raise ConfigError(
+                f"present names {len(present)} rows of a text, shards={mechanism.shards}; name each of them"
             )
         if public is None and top_k is not None:
             raise ConfigError(f"top_k={top_k} needs a public model: the likeliest tokens of a private one are private")
@@ -126,6 +133,7 @@ class OutputMechanismProcessor(LogitsProcessor):
             decoding=decoding or Decoding(),
         )
         self._mechanism, self._public = mechanism, public
+        self._present = [i for i in range(mechanism.shards) if present is None or present[i]]
         self._num_texts = mechanism.texts_per_batch if num_texts is None else num_texts
         if self._num_texts > mechanism.texts_per_batch:
             raise BudgetExhausted(
@@ -150,7 +158,7 @@ class OutputMechanismProcessor(LogitsProcessor):
             token = self._rule.end
             if not self._ended[i]:
                 public_V = None if public_GV is None else public_GV[i]
-                token = self._rule.draw(public_V, scores[own], number=self._number, text=text)
+                token = self._rule.draw(public_V, scores[own][self._present], number=self._number, text=text)
                 self._ended[i] = token == self._rule.end
             forced[own, token] = 0.0
         self._number += 1

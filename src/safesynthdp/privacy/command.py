@@ -198,7 +198,8 @@ def _ledger(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], s
     for release, number in found:
         delta = "none" if release.delta is None else f"{release.delta:g}"
         stored = "null" if release.epsilon is None else f"{release.epsilon:.10g}"
-        lines.append(f"{release.artifact}: epsilon {round_up(number)} (rounded up) at delta {delta}; stored {stored}")
+        rounded = "" if number is None else " (rounded up)"
+        lines.append(f"{release.artifact}: epsilon {round_up(number)}{rounded} at delta {delta}; stored {stored}")
     problem = f"{path}: epsilon of {', '.join(wrong)} is stored below what its entries cost; do not rely on it"
     return facts, lines, problem if wrong else None
 

@@ -205,12 +205,24 @@ def recompute(ledger: Ledger, release: Release) -> float | None:
     Raises:
         LedgerMismatch: If it cannot be computed.
     """
+    _refuse_untraced(ledger, release)
     if release.delta is None:
         if release.epsilon is not None:
             raise LedgerMismatch(f"ledger: {release.artifact} has an epsilon without a delta; restore the ledger")
         return None
     price = least_epsilon if release.rule == "min" else release_epsilon
     return price(ledger, release.entries, delta=release.delta)[0]
+
+
+def _refuse_untraced(ledger: Ledger, release: Release) -> None:
+    """Weights come from every training in their ledger; nothing that has accesses beside it comes from none of them."""
+    if release.artifact == "weights":
+        named = {entry.id for entry in _traced(ledger, release.entries)}
+        left_out = [entry.id for entry in ledger.entries if entry.kind in _WEIGHTS and entry.id not in named]
+    else:
+        left_out = [] if release.entries else [entry.id for entry in ledger.entries]
+    if left_out:
+        raise LedgerMismatch(f"ledger: {release.artifact} leaves out entry {left_out[0]}; restore the ledger")
 
 
 def recompute_all(ledger: Ledger) -> list[tuple[Release, float | None]]:

@@ -69,8 +69,8 @@ def _output(arguments: argparse.Namespace) -> Answer:
     conversions = mechanism.conversions(delta) if size == 1 else mechanism.group_conversions(delta, size=size)
     if mechanism.single:
         sys.stderr.write(
-            "warning: single: one model saw every record, so the range is four times the clip whatever the noise; "
-            "this promise is close to none\n"
+            "warning: single: one model saw every record and is one shard, so nothing is averaged away whatever the "
+            "noise; this promise is close to none\n"
         )
     facts = _facts(mechanism, delta, conversions, size=size)
     return facts, _lines(facts), None

@@ -220,10 +220,12 @@ class PricedOutput:
     """Of the ledger."""
 
     def __post_init__(self) -> None:
-        if self.mechanism.adjacency not in RELATIONS[checks.adjacency("adjacency", self.adjacency)]:
+        known = RELATIONS[checks.adjacency("adjacency", self.adjacency)]
+        if self.mechanism.adjacency not in known:
+            way_out = f"use one of {', '.join(known)}" if self.adjacency == "add_remove" else "use replace"
             raise ConfigError(
                 f"adjacency={self.mechanism.adjacency} of mechanism={self.mechanism.name} says nothing about "
-                f"neighbours by {self.adjacency}; use one of {', '.join(RELATIONS[self.adjacency])}"
+                f"neighbours by {self.adjacency}; {way_out}"
             )
 
     @property

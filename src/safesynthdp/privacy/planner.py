@@ -111,13 +111,14 @@ def plan_output(
         return _fits(make(batches, bound), target_epsilon=target_epsilon, delta=delta)
 
     most = min(num_texts, num_records // 2)
-    batches = _largest(lambda b: fits(b, wanted), most)
+    least = min(-(-num_texts * checks.whole("tokens", tokens) // checks.MAX_STEPS), most)  # more steps have no price
+    batches = _largest(lambda b: fits(b, wanted), most, least=least)
     if batches == 0:
         if not is_clipped or clip is not None:
-            raise _impossible(make(1, wanted), target_epsilon, delta)
-        batches, wanted = 1, _largest_clip(lambda c: fits(1, c), 1.0)
+            raise _impossible(make(least, wanted), target_epsilon, delta, batches=least)
+        batches, wanted = least, _largest_clip(lambda c: fits(least, c), 1.0)
         if wanted is None:
-            raise _impossible(make(1, LEAST_CLIP), target_epsilon, delta)
+            raise _impossible(make(least, LEAST_CLIP), target_epsilon, delta, batches=least)
     elif is_clipped and clip is None:
         wanted = _largest_clip(lambda c: fits(batches, c), _MOST_CLIP)
     found = make(batches, wanted)
@@ -180,11 +181,11 @@ def _fits(mechanism: OutputMechanism, *, target_epsilon: float, delta: float) ->
     return mechanism.rough_epsilon(delta) <= target_epsilon or mechanism.epsilon(delta=delta) <= target_epsilon
 
 
-def _largest(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest n in [1, most] found by bisection with ``holds(n)``; 0 when not even 1 does."""
-    if not holds(1):
+def _largest(holds: Callable[[int], bool], most: int, *, least: int = 1) -> int:
+    """Return the largest n in [least, most] found by bisection with ``holds(n)``; 0 when not even the least does."""
+    if not holds(least):
         return 0
-    low, high = 1, most + 1
+    low, high = least, most + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -202,18 +203,19 @@ def _largest_clip(holds: Callable[[float], bool], most: float) -> float | None:
     return float(f"{low:.6g}") if holds(float(f"{low:.6g}")) else low
 
 
-def _impossible(all_in_one: OutputMechanism, target: float, delta: float) -> BudgetExhausted:
-    """Say why, and what would do."""
+def _impossible(batch: OutputMechanism, target: float, delta: float, *, batches: int) -> BudgetExhausted:
+    """Say why the fewest batches do not do, and what would."""
 
     def fits(texts: int) -> bool:
-        return dataclasses.replace(all_in_one, texts_per_batch=texts).rough_epsilon(delta) <= target
+        return dataclasses.replace(batch, texts_per_batch=texts).rough_epsilon(delta) <= target
 
-    cost = all_in_one.epsilon(delta=delta)
-    fewer = _largest(fits, all_in_one.texts_per_batch)
+    cost = batch.epsilon(delta=delta)
+    fewer = batches * _largest(fits, batch.texts_per_batch)
     way_out = f"ask for at most {fewer} texts" if fewer else "not even one text fits: use more records or DP-SGD"
-    bound = getattr(all_in_one, "clip", None)
+    bound = getattr(batch, "clip", None)
     clip = "" if bound is None else f" and clip={bound}"
+    fewest = "one batch" if batches == 1 else f"{batches} batches, the fewest that can be priced,"
     return BudgetExhausted(
-        f"num_texts={all_in_one.texts_per_batch} from {all_in_one.shards} records cost epsilon={cost:.4g} even in one "
-        f"batch with every record a shard{clip}, target_epsilon is {target:g}; {way_out}"
+        f"num_texts={batches * batch.texts_per_batch} from {batches * batch.shards} records cost epsilon={cost:.4g} "
+        f"even in {fewest} with every record a shard{clip}, target_epsilon is {target:g}; {way_out}"
     )
