@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
 from safesynthdp.errors import ConfigError, SafeSynthError
-from safesynthdp.runs import LEDGER, RunDirectory
+from safesynthdp.runs import LEDGER, STATE, RunDirectory
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.segments import (
     SEGMENT,
@@ -232,7 +232,9 @@ def _agreed_spending(
     segment: Segment,
 ) -> "Spending":
     """Return the ledger of rank 0's disk, and a mirror of its open part on the others."""
+    from safesynthdp.training.histogram import LABELS
     from safesynthdp.training.spending import Spending
+    from safesynthdp.training.state import LATEST
 
     data = {
         "fingerprint": records.fingerprint,
@@ -242,8 +244,15 @@ def _agreed_spending(
     seeded = config.privacy.unsafe_seed is not None
     with ranks.together():
         path = run.path / LEDGER if ranks.is_main else None
-        privacy = config.privacy
-        spending = Spending.open(path, plan=plan, privacy=privacy, data=data, seeded=seeded, segment=segment)
+        spending = Spending.open(
+            path,
+            plan=plan,
+            privacy=config.privacy,
+            data=data,
+            seeded=seeded,
+            segment=segment,
+            has_spent=any((run.path / name).is_file() for name in (f"{STATE}/{LATEST}", LABELS)),
+        )
     spending.charge(int(ranks.share({"steps": spending.steps})["steps"]))
     return spending
 

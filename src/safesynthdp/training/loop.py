@@ -33,7 +33,7 @@ from safesynthdp.training.full_shards import trained_here
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.state import Clock, fill_state, find_state, save_state, state_tensors
+from safesynthdp.training.state import Clock, FoundState, fill_state, find_state, save_state, state_tensors
 from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_clipped_gradients, zero_sums
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
@@ -209,7 +209,9 @@ def _start(
 ) -> Clock:
     """Restore what rank 0 finds on its disk, on every rank, and return the clock to go on from.
 
-    Where a replay would not be bit-identical the lost steps stay counted and the keys are fresh.
+    Steps that were counted after the newest state are replayed where the replay is bit-identical; otherwise they stay
+    counted and the keys are fresh. Where there are none, no noise of a later step was ever drawn: the keys are kept,
+    on another number of processes too.
     """
     found = None
     with job.ranks.together():
@@ -220,6 +222,7 @@ def _start(
                     f"resume: the ledger counts {job.spending.steps} steps and {job.run.state} holds none; start "
                     "another run in a new output_dir"
                 )
+            _refuse_older_ledger(found, job)
     ranks = job.ranks
     facts = ranks.share({} if found is None else found.facts)
     if not facts:
@@ -230,14 +233,25 @@ def _start(
         if clock.step:
             cut = ranks.shards.cut if ranks.shards else None
             fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
-    if clock.signal == job.signal and facts["is_newest"]:
-        return clock
+    nothing_lost = job.spending.steps == clock.abandoned + clock.step and not job.spending.opens_part
+    if facts["is_newest"] and (clock.signal == job.signal or nothing_lost):
+        return replace(clock, signal=job.signal)
     return Clock(
         step=clock.step,
         incarnation=used + 1,
         abandoned=max(job.spending.steps - clock.step, clock.abandoned),
         signal=job.signal,
     )
+
+
+def _refuse_older_ledger(found: FoundState | None, job: Job) -> None:
+    """Refuse a ledger that counts fewer steps than are in the state: it is not the one of this state."""
+    clock = Clock(step=0, incarnation=0, abandoned=0, signal="") if found is None else Clock(**found.facts["clock"])
+    if job.spending.steps < clock.abandoned + clock.step:
+        raise LedgerMismatch(
+            f"resume: the ledger counts {job.spending.steps} steps, {job.run.state} {clock.abandoned + clock.step}; "
+            "restore the newer ledger.json, or start another run in a new output_dir"
+        )
 
 
 def _optimizer(

@@ -65,6 +65,7 @@ def run_session(
         run.begin()
         keys = _keys(config, run) if ranks.is_main else None
         if keys is not None:
+            spending.record()
             settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
     shared = ranks.share(None if keys is None else keys.to_json())
     job = Job(

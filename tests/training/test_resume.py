@@ -1,0 +1,170 @@
+"""A run that goes on says what it spent, with the noise it may use, or is refused by name."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from safesynthdp.cli import run as run_door
+from safesynthdp.privacy.ledger import Ledger
+from safesynthdp.training.command import main
+from safesynthdp.training.step import add_noise, sum_clipped_gradients
+
+SUM = "safesynthdp.training.loop.sum_clipped_gradients"
+RECIPE = """
+model: {from_scratch: {num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2}}
+data: {train_file: RECORDS, labels: ["good", "bad"], max_length: 48}
+privacy: {target_epsilon: 8.0, target_delta: 1.0e-3, accountant: rdp, unsafe_seed: 3}
+train: {expected_batch_size: 8, max_steps: 8, save_steps: 2}
+"""
+OTHER_SIZE = ("--hardware.physical_batch_size", "1")  # other sums in the last bits, as on other processes
+Dies = Callable[..., int]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows = [f"text number {i} of {i % 7},{('good', 'bad')[i % 2]}" for i in range(90)]
+    (tmp_path / "records.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("RECORDS", str(tmp_path / "records.csv")))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def go(recipe: Path) -> Callable[..., int]:
+    """Run a whole command, or what is left of it."""
+    return lambda run, *words: run_door(main, ["--config", str(recipe), "--output_dir", str(run), *words])
+
+
+@pytest.fixture
+def dies(go: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Dies:
+    """Run a command that is killed in its n-th step, after it was counted."""
+
+    def run(path: Path, step: int, *words: str) -> int:
+        calls = 0
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise KeyboardInterrupt
+            return sum_clipped_gradients(*args, **kwargs)
+
+        with monkeypatch.context() as context:
+            context.setattr(SUM, patched)
+            return go(path, *words)
+
+    return run
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The first noise of every step that was noised, in order."""
+    found = list[bytes]()
+
+    def spy(sums: Any, *, mechanism: Any, keys: Any, step: int, **more: Any) -> None:
+        found.append(mechanism.noise(step=step, tensor=0, count=4, keys=keys).tobytes())
+        add_noise(sums, mechanism=mechanism, keys=keys, step=step, **more)
+
+    monkeypatch.setattr("safesynthdp.training.loop.add_noise", spy)
+    return found
+
+
+def stopped(go: Callable[..., int], run: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Begin a run that is told to end in its first step."""
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return sum_clipped_gradients(*args, **kwargs)
+
+    with monkeypatch.context() as context:
+        context.setattr(SUM, told)
+        assert go(run, *words) == 75
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def entries(run: Path) -> dict[str, Any]:
+    return {entry.id: entry.mechanism.get("steps") for entry in Ledger.read(run / "ledger.json").entries}
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_whose_ledger_is_gone_is_refused_and_forgets_nothing(
+    tmp_path: Path, go: Callable[..., int], dies: Dies, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    run = tmp_path / "run"
+    assert dies(run, step) == 130
+    saved = (run / "ledger.json").read_bytes()
+    (run / "ledger.json").unlink()
+    assert go(run, *OTHER_SIZE) == 2
+    assert "ledger.json is missing, so what this run has spent is unknown" in capsys.readouterr().err
+    assert not (run / "ledger.json").exists()
+    (run / "ledger.json").write_bytes(saved)
+    assert go(run) == 0
+    assert entries(run) == {"dpsgd": 8, "label_histogram": None}
+
+
+def test_a_ledger_older_than_the_state_is_refused(
+    tmp_path: Path, go: Callable[..., int], dies: Dies, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert dies(run, 4) == 130
+    path = run / "ledger.json"
+    older = json.loads(path.read_text())
+    older["entries"][0]["mechanism"]["steps"] = 1
+    path.write_text(json.dumps(older))
+    assert go(run) == 2
+    assert "the ledger counts 1 steps" in capsys.readouterr().err
+
+
+def test_a_ledger_without_the_histogram_that_was_drawn_counts_it_again(
+    tmp_path: Path, go: Callable[..., int], dies: Dies
+) -> None:
+    run = tmp_path / "run"
+    assert dies(run, 1) == 130
+    found = json.loads((run / "ledger.json").read_text())
+    found["entries"] = found["entries"][:1]
+    (run / "ledger.json").write_text(json.dumps(found))
+    assert go(run) == 0
+    assert entries(run) == {"dpsgd": 8, "label_histogram": None}
+
+
+def test_stopped_between_two_steps_a_run_goes_on_elsewhere_to_the_same_weights_and_price(
+    tmp_path: Path, go: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go(tmp_path / "straight") == 0
+    run = tmp_path / "run"
+    stopped(go, run, monkeypatch)
+    assert go(run, *OTHER_SIZE) == 0
+    for name, value in weights(tmp_path / "straight").items():
+        np.testing.assert_allclose(weights(run)[name], value, atol=1e-5, rtol=0, err_msg=name)
+    assert Ledger.read(run / "ledger.json") == Ledger.read(tmp_path / "straight" / "ledger.json")
+    assert json.loads((run / "manifest.json").read_text())["steps_in_weights"] == 8
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_steps_begun_elsewhere_and_lost_are_replayed_only_there(
+    tmp_path: Path,
+    go: Callable[..., int],
+    dies: Dies,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn: list[bytes],
+    back: bool,
+) -> None:
+    run = tmp_path / "run"
+    stopped(go, run, monkeypatch, "--train.save_steps", "100")
+    words = ("--train.save_steps", "100", *OTHER_SIZE)
+    assert dies(run, 3, *words) == 130  # steps 2 and 3 were noised over there, 4 was counted; none of them saved
+    assert len(set(drawn)) == len(drawn) == 3
+    assert go(run, *(words[:2] if back else words)) == 0
+    replayed = set(drawn[:3]) & set(drawn[3:])
+    assert len(replayed) == (0 if back else 2), "the same noise on the same sum only"
+    steps = json.loads((run / "manifest.json").read_text())["steps_in_weights"]
+    assert steps == (8 - 3 if back else 8)
+    assert entries(run)["dpsgd"] == 8
