@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from safesynthdp.config import config_hash
+from safesynthdp.config import config_hash, differing_keys
 from safesynthdp.errors import ConfigError, LedgerMismatch, SafeSynthError, UserError
 from safesynthdp.privacy.storage import disk_error, make_private_directory, write_json, write_text
 
@@ -68,7 +68,7 @@ class RunDirectory:
         """
         path = Path(output_dir).resolve()
         hashed = config_hash(config, leave_out=leave_out)
-        earlier = _own_manifest(path, kind=kind, hashed=hashed, may_drift=may_drift)
+        earlier = _own_manifest(path, kind=kind, config=config, leave_out=leave_out, may_drift=may_drift)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -212,7 +212,9 @@ def _peak_memory_gib() -> float:
     return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 
-def _own_manifest(path: Path, *, kind: Kind, hashed: str, may_drift: bool) -> dict[str, Any] | None:
+def _own_manifest(
+    path: Path, *, kind: Kind, config: Mapping[str, Any], leave_out: Sequence[str], may_drift: bool
+) -> dict[str, Any] | None:
     """Return the manifest of this very stage if ``path`` holds one; refuse whatever else it holds."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"output_dir={path} is a file; give a directory")
@@ -225,12 +227,35 @@ def _own_manifest(path: Path, *, kind: Kind, hashed: str, may_drift: bool) -> di
         raise ConfigError(f"output_dir={path} holds the output of '{manifest['kind']}'; give another directory")
     if manifest["status"] == "created":
         return None  # it stopped before its work began: nothing is lost by starting over
-    may_drift = may_drift and manifest["status"] == "interrupted"
-    if manifest.get("config_hash") != hashed and not may_drift:
+    is_unfinished = manifest["status"] == "interrupted"
+    if manifest.get("config_hash") != config_hash(config, leave_out=leave_out) and not (may_drift and is_unfinished):
+        can_go_on = kind == "finetune" and is_unfinished
         raise ConfigError(
-            f"output_dir={path} holds a run with another config (see its {CONFIG}); give another directory"
+            f"output_dir={path} holds a run with another config{_what_differs(path, config, leave_out=leave_out)}; "
+            "restore it or give another directory"
+            + (", or let the run go on with --resume_with_new_segment true" if can_go_on else "")
         )
     return manifest
+
+
+def _what_differs(path: Path, config: Mapping[str, Any], *, leave_out: Sequence[str]) -> str:
+    """Name the keys, the first with their values; a seed is as good as a key of the run, and is not repeated."""
+    try:
+        before = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        pairs = differing_keys(before, config, leave_out=leave_out)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return f" (its {CONFIG} cannot be read)"
+    shown = [
+        key if key.endswith("unsafe_seed") else f"{key} is {_short(now)} now and was {_short(then)} then"
+        for key, (then, now) in list(pairs.items())[:3]
+    ]
+    more = f", and {len(pairs) - 3} more keys" if len(pairs) > 3 else ""
+    return f": {', '.join(shown)}{more} (see its {CONFIG})" if shown else f" (see its {CONFIG})"
+
+
+def _short(value: Any) -> str:
+    said = json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= 60 else f"{said[:57]}..."
 
 
 def _new_manifest(*, kind: Kind, hashed: str, parents: Sequence[RunDirectory]) -> dict[str, Any]:

@@ -94,6 +94,35 @@ def entries(run: Path) -> dict[str, Any]:
     return {entry.id: entry.mechanism.get("steps") for entry in Ledger.read(run / "ledger.json").entries}
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--privacy.target_epsilon 7", "privacy.target_epsilon is 7.0 now and was 8.0 then"),
+        ("--privacy.per_sample_max_grad_norm 2", "privacy.per_sample_max_grad_norm is 2.0 now and was 1.0 then"),
+        ("--privacy.target_delta 1e-4", "privacy.target_delta is 0.0001 now and was 0.001 then"),
+        ("--privacy.accountant pld", 'privacy.accountant is "pld" now and was "rdp" then'),
+        ("--train.expected_batch_size 9", "train.expected_batch_size is 9 now and was 8 then"),
+        ("--train.max_steps 9", "train.max_steps is 9 now and was 8 then"),
+        ("--model.from_scratch.hidden_size 32", "model.from_scratch.hidden_size is 32 now and was 16 then"),
+        ("--lora.enabled true", "lora.enabled is true now and was null then"),
+        ("--privacy.unsafe_seed 77", "config: privacy.unsafe_seed (see its config.yaml)"),
+        ("--privacy.target_epsilon 7 --train.seed 1 --data.max_length 9 --lora.lora_r 2", "and 1 more keys"),
+    ],
+)
+def test_what_differs_from_the_run_that_is_there_is_named_with_both_values(
+    tmp_path: Path, go: Callable[..., int], dies: Dies, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    assert dies(tmp_path / "run", 2) == 130
+    before = entries(tmp_path / "run")
+    capsys.readouterr()
+    assert go(tmp_path / "run", *words.split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert "77" not in line, "a seed is as good as a key"
+    assert "--resume_with_new_segment true" in line
+    assert entries(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_run_whose_ledger_is_gone_is_refused_and_forgets_nothing(
     tmp_path: Path, go: Callable[..., int], dies: Dies, capsys: pytest.CaptureFixture[str], step: int
