@@ -5,6 +5,7 @@ hands over a directory on disk, never a live object.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -200,6 +201,14 @@ def commit() -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+def code_digest() -> str:
+    """Return a hash of the source that shapes a step: two trees, both changed by hand, are told apart."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *root.glob("privacy/*.py"), *root.glob("training/*.py")]):
+        found.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _peak_memory_gib() -> float:

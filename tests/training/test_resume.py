@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from safesynthdp.cli import run as run_door
 from safesynthdp.privacy.ledger import Ledger
+from safesynthdp.training import command, preparing, segments
 from safesynthdp.training.command import main
 from safesynthdp.training.step import add_noise, sum_clipped_gradients
 
@@ -197,3 +198,84 @@ def test_steps_begun_elsewhere_and_lost_are_replayed_only_there(
     steps = json.loads((run / "manifest.json").read_text())["steps_in_weights"]
     assert steps == (8 - 3 if back else 8)
     assert entries(run)["dpsgd"] == 8
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder as the hub has them."""
+    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=259, num_attention_heads=2, pad_token_id=0, eos_token_id=1, bos_token_id=None, **sizes
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def named(model: Path, lora: str) -> list[str]:
+    return ["--model.from_scratch", "null", "--model.model_name_or_path", str(model), "--lora.enabled", lora]
+
+
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_a_run_whose_model_has_other_weights_by_now_is_refused(
+    tmp_path: Path, go: Callable[..., int], dies: Dies, model: Path, capsys: pytest.CaptureFixture[str], lora: str
+) -> None:
+    run, words = tmp_path / "run", named(model, lora)
+    assert dies(run, 4, *words) == 130
+    file = model / "model.safetensors"
+    kept = file.read_bytes()
+    save_file({name: value * 1.01 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert go(run, *words) == 2
+    assert "holds other weights than this run began with" in capsys.readouterr().err
+    assert entries(run)["dpsgd"] == 4
+    file.write_bytes(kept)
+    assert go(run, *words) == 0
+    assert json.loads((run / "manifest.json").read_text())["steps_in_weights"] == 8
+
+
+@pytest.mark.parametrize("change", ["one weight", "a setting"])
+def test_lost_steps_are_not_replayed_on_a_model_that_changed_a_little(
+    tmp_path: Path,
+    go: Callable[..., int],
+    dies: Dies,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn: list[bytes],
+    change: str,
+) -> None:
+    monkeypatch.setattr(preparing, "FROZEN_SAMPLE", 1)
+    run, words = tmp_path / "run", named(model, "true")
+    assert dies(run, 4, *words) == 130
+    if change == "one weight":
+        values = load_file(model / "model.safetensors")
+        values["model.embed_tokens.weight"][200, 3] += 1e-3
+        save_file(values, model / "model.safetensors", metadata={"format": "pt"})
+    else:
+        settings = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-4}))
+    assert go(run, *words) == 0
+    assert not set(drawn[:3]) & set(drawn[3:])
+    assert entries(run)["dpsgd"] == 8
+    assert json.loads((run / "manifest.json").read_text())["steps_in_weights"] == 8 - 2
+
+
+def test_code_with_another_guarantee_is_refused_by_name_and_with_the_override_is_a_part_of_its_own(
+    tmp_path: Path,
+    go: Callable[..., int],
+    dies: Dies,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    assert dies(run, 4) == 130
+    for module in (segments, command):
+        monkeypatch.setattr(module, "GUARANTEE_VERSION", 2)
+    assert go(run) == 2
+    assert "guarantee_version (of the code that draws, clips and adds noise) is 2" in capsys.readouterr().err
+    assert go(run, "--resume_with_new_segment", "true") == 0
+    assert entries(run) == {"dpsgd": 4, "label_histogram": None, "dpsgd-2": 4}
+    release = Ledger.read(run / "ledger.json").releases[0]
+    assert set(release.entries) == set(entries(run))
+    assert json.loads((run / "manifest.json").read_text())["guarantee_version"] == 2

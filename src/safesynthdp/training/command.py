@@ -12,10 +12,12 @@ from safesynthdp.errors import ConfigError, SafeSynthError
 from safesynthdp.runs import LEDGER, STATE, RunDirectory
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.segments import (
+    GUARANTEE_VERSION,
     SEGMENT,
     Segment,
     earlier_mechanisms,
     promise_changed,
+    refuse_other_guarantee,
     refuse_other_model,
     training_entries,
 )
@@ -114,6 +116,7 @@ def finetune(config: FinetuneConfig, run: RunDirectory, ranks: "Ranks") -> None:
             run.adopt(_values(config), leave_out=FREE_TO_DIFFER, **{SEGMENT: segment.to_json()})
     run.update(
         world_size=ranks.world_size,
+        guarantee_version=GUARANTEE_VERSION,
         data={
             "fingerprint": split.train.fingerprint,
             "num_records": len(split.train),
@@ -170,6 +173,8 @@ def _segment(config: FinetuneConfig, records: "Records", run: RunDirectory) -> S
         segment = Segment(noise_multiplier=_first_noise_multiplier(run))
     data = run.manifest.get("data", {})
     are_others = data.get("fingerprint") not in (None, records.fingerprint)
+    if config.privacy.mode == "dp":
+        are_others |= refuse_other_guarantee(run.manifest, may_differ=config.resume_with_new_segment)
     if config.resume_with_new_segment and run.writes and run.is_resumed and are_others:
         run.is_drifted = True  # the config is the same, the file behind it is not
     if not run.is_drifted:

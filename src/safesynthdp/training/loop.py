@@ -230,9 +230,8 @@ def _start(
     clock, used = Clock(**facts["clock"]), int(facts["incarnations_used"])
     tensors = ranks.share_bytes(b"" if found is None else found.tensors)
     with ranks.together():
-        if clock.step:
-            cut = ranks.shards.cut if ranks.shards else None
-            fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
+        cut = ranks.shards.cut if ranks.shards else None
+        fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
     nothing_lost = job.spending.steps == clock.abandoned + clock.step and not job.spending.opens_part
     if facts["is_newest"] and (clock.signal == job.signal or nothing_lost):
         return replace(clock, signal=job.signal)
