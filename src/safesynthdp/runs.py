@@ -4,6 +4,7 @@ Here: create, lock, finish, read. Elsewhere: the ledger (privacy/ledger.py) and 
 hands over a directory on disk, never a live object.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -305,6 +306,12 @@ def _lock(path: Path) -> Any:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            handle.close()
+            raise SafeSynthError(
+                f"output_dir={path} is on a file system without locks ({error.strerror}), where two processes could "
+                "spend one budget twice; give a directory elsewhere"
+            ) from error
         handle.seek(0)
         holder = " ".join(handle.read().split()) or "another process"
         handle.close()
@@ -312,9 +319,12 @@ def _lock(path: Path) -> Any:
             f"output_dir={path} is in use by {holder}; wait for it or give another. If that process is gone (a network "
             "file system may keep its lock), delete .lock"
         ) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+        handle.flush()
+    except OSError as error:
+        raise disk_error(path / ".lock", error) from error
     return handle
 
 

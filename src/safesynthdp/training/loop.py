@@ -8,15 +8,13 @@ Guarantee:
     the same noise on the same sum (one release), or with fresh keys and is counted twice.
 """
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from safesynthdp.training.clipping import ClippingEngine
 from safesynthdp.training.config import FinetuneConfig, TrainConfig
 from safesynthdp.training.examples import Example
 from safesynthdp.training.full_shards import trained_here
+from safesynthdp.training.metrics_log import METRICS, append_line, cut_back
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
@@ -38,7 +37,6 @@ from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_c
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
-METRICS = "metrics.jsonl"
 SHOWS_IN_FLOAT32 = 1e-6  # AdamW moves a weight by about the learning rate; ulp(1) / 2 is 6e-8
 ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its children got from the terminal already
 DROPOUT_STRIDE = 1_000_003  # more micro-batches than any step has
@@ -89,6 +87,9 @@ def train(job: Job) -> int:
                 )
 
     save(clock)
+    with ranks.together():
+        if ranks.is_main:
+            cut_back(job.run.path / METRICS, step=clock.step)
     keys = job.keys.derive(clock.incarnation)
     sums = zero_sums(trainable)
     last = job.plan.total_steps - clock.abandoned
@@ -108,7 +109,7 @@ def train(job: Job) -> int:
                 scheduler.step()
                 clock = replace(clock, step=step + 1)
                 if ranks.is_main and clock.step % job.config.train.logging_steps == 0:
-                    _log(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
+                    append_line(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
                     job.trackers.log(facts, step=clock.step, spending=job.spending)
             stop = interrupted()
             if stop or clock.step % job.config.train.save_steps == 0 or clock.step == last:
@@ -270,15 +271,6 @@ def _optimizer(
         config.lr_scheduler_type, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
     return optimizer, schedule
-
-
-def _log(path: Path, facts: StepFacts, *, step: int, seconds: float) -> None:
-    """Append one private line: losses and drawn sizes are computed from private records."""
-    line: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), **asdict(facts)}
-    if not path.exists():
-        path.touch(mode=0o600)
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(line) + "\n")
 
 
 @contextmanager
