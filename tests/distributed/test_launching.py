@@ -60,6 +60,24 @@ def test_accelerate_launch_trains_on_one_process(recipe: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("config", "num_processes"), [("single_gpu", "1"), ("multi_gpu", "2")])
+def test_the_files_for_gpus_train_on_a_machine_without_one_too(
+    recipe: Path, tmp_path: Path, config: str, num_processes: str
+) -> None:
+    more = ("--hardware.num_processes", num_processes)
+    words = [*launched(config), "--num_processes", num_processes, "--main_process_ip", "127.0.0.1"]
+    done = launch(*words, recipe=recipe, run=tmp_path / "run", more=more)
+    assert done.returncode == 0, done.stderr
+    assert f'"world_size": {num_processes}' in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_every_file_for_a_launch_is_run_by_these_tests() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    for path in (ROOT / "accelerate_configs").glob("*.yaml"):
+        assert f'"{path.stem}"' in here
+
+
+@pytest.mark.slow
 def test_an_fsdp2_launch_shards_the_base_and_releases_what_an_unsharded_one_does(recipe: Path, tmp_path: Path) -> None:
     for name, sharding in (("whole", "none"), ("sharded", "auto")):
         words = [*launched("fsdp2"), "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
