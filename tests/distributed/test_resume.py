@@ -77,8 +77,7 @@ def test_sigterm_saves_the_step_and_ends_every_rank_with_the_code_for_try_again(
 
 
 @pytest.mark.slow
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_the_same_price(
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn, weights: Weights
 ) -> None:

@@ -70,13 +70,14 @@ def run_finetune(config: FinetuneConfig) -> RunDirectory:
 
 def say_dry_run(config: FinetuneConfig) -> None:
     """Say what ``config`` would need; the records are counted, nothing is drawn, spent or written."""
-    from safesynthdp.models import wants_lora
+    from safesynthdp.models import quiet, wants_lora
     from safesynthdp.records import load_split
     from safesynthdp.training.dry_run import footprint, lines, meta_model
     from safesynthdp.training.frozen_shards import planned_sharding
     from safesynthdp.training.plan import make_plan
     from safesynthdp.training.units import Units
 
+    quiet()
     records, hardware = load_split(config.data).train, config.hardware
     units = Units.of(records, unit=config.privacy.unit, max_records=config.privacy.max_records_per_user)
     plan = make_plan(config, records, num_units=len(units), noise_multiplier=None)
