@@ -98,6 +98,22 @@ def config_hash(values: Mapping[str, Any], *, leave_out: Sequence[str] = ("outpu
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+def differing_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, leave_out: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two resolved configs differ, with the value before and now; None = not there."""
+    found = dict[str, tuple[Any, Any]]()
+    for key in dict.fromkeys([*now, *before]):
+        old, new = before.get(key), now.get(key)
+        if key in leave_out or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= {f"{key}.{inner}": pair for inner, pair in differing_keys(old, new).items()}
+        else:
+            found[key] = (old, new)
+    return found
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a repeated key."""
 

@@ -4,7 +4,9 @@ Here: create, lock, finish, read. Elsewhere: the ledger (privacy/ledger.py) and 
 hands over a directory on disk, never a live object.
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 import yaml
 
-from safesynthdp.config import config_hash
+from safesynthdp.config import config_hash, differing_keys
 from safesynthdp.errors import ConfigError, LedgerMismatch, SafeSynthError, UserError
 from safesynthdp.privacy.storage import disk_error, make_private_directory, write_json, write_text
 
@@ -68,7 +70,7 @@ class RunDirectory:
         """
         path = Path(output_dir).resolve()
         hashed = config_hash(config, leave_out=leave_out)
-        earlier = _own_manifest(path, kind=kind, hashed=hashed, may_drift=may_drift)
+        earlier = _own_manifest(path, kind=kind, config=config, leave_out=leave_out, may_drift=may_drift)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -202,6 +204,14 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def code_digest() -> str:
+    """Return a hash of the source that shapes a step: two trees, both changed by hand, are told apart."""
+    root, found = Path(__file__).parent, hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *root.glob("privacy/*.py"), *root.glob("training/*.py")]):
+        found.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
 def _peak_memory_gib() -> float:
     """Return the most memory this process has held, in GiB."""
     status = Path("/proc/self/status")
@@ -212,7 +222,9 @@ def _peak_memory_gib() -> float:
     return round(peak / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 
-def _own_manifest(path: Path, *, kind: Kind, hashed: str, may_drift: bool) -> dict[str, Any] | None:
+def _own_manifest(
+    path: Path, *, kind: Kind, config: Mapping[str, Any], leave_out: Sequence[str], may_drift: bool
+) -> dict[str, Any] | None:
     """Return the manifest of this very stage if ``path`` holds one; refuse whatever else it holds."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"output_dir={path} is a file; give a directory")
@@ -225,12 +237,35 @@ def _own_manifest(path: Path, *, kind: Kind, hashed: str, may_drift: bool) -> di
         raise ConfigError(f"output_dir={path} holds the output of '{manifest['kind']}'; give another directory")
     if manifest["status"] == "created":
         return None  # it stopped before its work began: nothing is lost by starting over
-    may_drift = may_drift and manifest["status"] == "interrupted"
-    if manifest.get("config_hash") != hashed and not may_drift:
+    is_unfinished = manifest["status"] == "interrupted"
+    if manifest.get("config_hash") != config_hash(config, leave_out=leave_out) and not (may_drift and is_unfinished):
+        can_go_on = kind == "finetune" and is_unfinished
         raise ConfigError(
-            f"output_dir={path} holds a run with another config (see its {CONFIG}); give another directory"
+            f"output_dir={path} holds a run with another config{_what_differs(path, config, leave_out=leave_out)}; "
+            "restore it or give another directory"
+            + (", or let the run go on with --resume_with_new_segment true" if can_go_on else "")
         )
     return manifest
+
+
+def _what_differs(path: Path, config: Mapping[str, Any], *, leave_out: Sequence[str]) -> str:
+    """Name the keys, the first with their values; a seed is as good as a key of the run, and is not repeated."""
+    try:
+        before = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        pairs = differing_keys(before, config, leave_out=leave_out)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return f" (its {CONFIG} cannot be read)"
+    shown = [
+        key if key.endswith("unsafe_seed") else f"{key} is {_short(now)} now and was {_short(then)} then"
+        for key, (then, now) in list(pairs.items())[:3]
+    ]
+    more = f", and {len(pairs) - 3} more keys" if len(pairs) > 3 else ""
+    return f": {', '.join(shown)}{more} (see its {CONFIG})" if shown else f" (see its {CONFIG})"
+
+
+def _short(value: Any) -> str:
+    said = json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= 60 else f"{said[:57]}..."
 
 
 def _new_manifest(*, kind: Kind, hashed: str, parents: Sequence[RunDirectory]) -> dict[str, Any]:
@@ -271,6 +306,12 @@ def _lock(path: Path) -> Any:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            handle.close()
+            raise SafeSynthError(
+                f"output_dir={path} is on a file system without locks ({error.strerror}), where two processes could "
+                "spend one budget twice; give a directory elsewhere"
+            ) from error
         handle.seek(0)
         holder = " ".join(handle.read().split()) or "another process"
         handle.close()
@@ -278,9 +319,12 @@ def _lock(path: Path) -> Any:
             f"output_dir={path} is in use by {holder}; wait for it or give another. If that process is gone (a network "
             "file system may keep its lock), delete .lock"
         ) from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
-    handle.flush()
+    try:
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}, since {_now()}\n")
+        handle.flush()
+    except OSError as error:
+        raise disk_error(path / ".lock", error) from error
     return handle
 
 

@@ -18,9 +18,9 @@ from safesynthdp.errors import SafeSynthError
 from safesynthdp.privacy import storage
 from safesynthdp.privacy.ledger import Ledger
 from safesynthdp.runs import RunDirectory
-from safesynthdp.training import checkpoint, loop, state
+from safesynthdp.training import checkpoint, loop, metrics_log, state
 from safesynthdp.training.command import main
-from safesynthdp.training.step import sum_clipped_gradients
+from safesynthdp.training.step import StepFacts, sum_clipped_gradients
 
 Weights = Callable[[Path], bytes]
 
@@ -98,6 +98,7 @@ PLACES: dict[str, tuple[Any, str, str, int]] = {
     "the ledger, before a step": (storage, "_write_utf8", "ledger.json", 4),
     "the tensors of a state": (state, "save_file", "tensors", 2),
     "the facts of a state": (storage, "_write_utf8", "clock.json", 3),
+    "a line of the metrics": (metrics_log, "_append", "metrics.jsonl", 3),
     "the release": (checkpoint, "write_text", "README.md", 1),
 }
 """Where the disk is full: a function, the file it writes, and from which of these calls on."""
@@ -130,3 +131,46 @@ def test_a_disk_that_fills_is_one_line_and_the_same_command_ends_with_the_same_b
     assert run_door(main, words(recipe, tmp_path / "run")) == 0
     assert weights(tmp_path / "run") == weights(straight)
     assert Ledger.read(tmp_path / "run/ledger.json") == Ledger.read(straight / "ledger.json")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6], "one line a step, however often it was taken"
+
+
+def test_a_torn_line_and_lines_of_steps_that_were_lost_are_cut_and_the_file_stays_private(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    facts = StepFacts(loss=1.0, clip_share=0.5, batch_size=3, num_dropped=0)
+    for step in (1, 2, 3):
+        metrics_log.append_line(path, facts, step=step, seconds=0.1)
+    whole = path.read_text()
+    with path.open("a") as handle:
+        handle.write('{"step": 4, "lo')
+    metrics_log.cut_back(path, step=9)
+    assert path.read_text() == whole
+    metrics_log.cut_back(path, step=2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    assert path.stat().st_mode & 0o777 == 0o600
+    metrics_log.cut_back(tmp_path / "none", step=0)
+
+
+def test_a_directory_that_becomes_read_only_is_one_line_and_the_run_goes_on_when_it_is_writable_again(
+    tmp_path: Path,
+    recipe: Path,
+    straight: Path,
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = itertools.count(1)
+
+    def refuses(*args: Any) -> None:
+        if "ledger.json" in str(args[0]) and next(calls) >= 5:
+            raise OSError(errno.EROFS, "Read-only file system")
+        unpatched(*args)
+
+    unpatched = storage._write_utf8
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "_write_utf8", refuses)
+        assert run_door(main, words(recipe, tmp_path / "run")) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "ledger.json: cannot be written (Read-only file system); check the path and its permissions" in said
+    assert run_door(main, words(recipe, tmp_path / "run")) == 0
+    assert weights(tmp_path / "run") == weights(straight)

@@ -150,6 +150,17 @@ def test_a_lock_left_by_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert "elsewhere" not in (run.path / ".lock").read_text()
 
 
+def test_a_file_system_without_locks_is_refused_and_not_called_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(SafeSynthError, match=r"file system without locks \(No locks available\)"):
+        RunDirectory.create(tmp_path / "run", kind="finetune", config={"a": 1})
+
+
 @pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_one_line_and_no_rank_waits(
     tmp_path: Path, start: Start, end: End

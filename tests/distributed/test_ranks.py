@@ -1,6 +1,7 @@
 """Several processes are one: the same sums, one noise, one failure.
 
-Two gloo processes (four in the slow lane) run ranks_worker.py once; the tests read what each of them found.
+Two gloo processes run all of ranks_worker.py once, four its sums and noise (all of it in the slow lane); the tests read
+what each of them found.
 """
 
 import json
@@ -26,8 +27,17 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each rank wrote down."""
-    num_ranks: int = request.param
-    folder = tmp_path_factory.mktemp("ranks")
+    return run_ranks(request.param, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def found_by_four(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What four ranks found of sums and noise, together."""
+    return run_ranks(4, tmp_path_factory.mktemp("ranks"), "short")
+
+
+def run_ranks(num_ranks: int, folder: Path, *words: str) -> Found:
+    """Run the worker and return what each rank wrote down."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,21 +49,15 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, worker, str(folder)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    try:
-        errors = [process.communicate(timeout=250)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * num_ranks, errors[0]
+    done = subprocess.run(
+        [sys.executable, worker, str(folder), *words],
+        env=common,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
 
 
@@ -68,7 +72,24 @@ def of_full(found: Found) -> list[tuple[int, int, dict[str, Any]]]:
 
 
 def test_the_sum_of_a_draw_is_the_same_for_1_to_4_processes_whatever_the_micro_batches(found: Found) -> None:
-    for size, rank, checks in each(found, "sums"):
+    check_sums(each(found, "sums"))
+
+
+def test_four_processes_add_up_what_one_does_and_add_its_noise_once(found_by_four: Found) -> None:
+    four = [(4, rank, facts["4"]) for rank, facts in enumerate(found_by_four)]
+    assert len(four) == 4
+    check_sums([(size, rank, facts["sums"]) for size, rank, facts in four])
+    for generator in ("keyed", "device"):
+        check_noise([(size, rank, facts["noise"]) for size, rank, facts in four], generator)
+
+
+@pytest.mark.parametrize("generator", ["keyed", "device"])
+def test_noise_is_added_once_to_the_sum_whatever_the_number_of_processes(found: Found, generator: str) -> None:
+    check_noise(each(found, "noise"), generator)
+
+
+def check_sums(facts: list[tuple[int, int, dict[str, Any]]]) -> None:
+    for size, rank, checks in facts:
         assert len(checks) == 2 * 4 * 3
         for name, check in checks.items():
             tolerance = 1e-12 if "float64" in name else 1e-6
@@ -77,14 +98,13 @@ def test_the_sum_of_a_draw_is_the_same_for_1_to_4_processes_whatever_the_micro_b
             assert ("empty" in name) == (check["largest"] == 1.0), "only an empty draw leaves zeros"
 
 
-@pytest.mark.parametrize("generator", ["keyed", "device"])
-def test_noise_is_added_once_to_the_sum_whatever_the_number_of_processes(found: Found, generator: str) -> None:
-    for size, rank, checks in each(found, "noise"):
+def check_noise(facts: list[tuple[int, int, dict[str, Any]]], generator: str) -> None:
+    for size, rank, checks in facts:
         noise = checks[generator]
         assert noise["std"] == pytest.approx(STD, rel=0.02), f"rank {rank} of {size}"  # 4 standard errors: 1.4 %
         assert abs(noise["correlation_of_steps"]) < 4 / 20000**0.5
         assert abs(noise["correlation_of_tensors"]) < 4 / 5000**0.5
-    assert len({checks[generator]["digest"] for _, _, checks in each(found, "noise")}) == 1
+    assert len({checks[generator]["digest"] for _, _, checks in facts}) == 1
 
 
 def test_sums_broadcasts_and_facts_arrive_whole_in_buckets_of_any_size(found: Found) -> None:

@@ -77,8 +77,7 @@ def test_sigterm_saves_the_step_and_ends_every_rank_with_the_code_for_try_again(
 
 
 @pytest.mark.slow
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_the_same_price(
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn, weights: Weights
 ) -> None:
@@ -109,9 +108,9 @@ def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_th
 def test_on_another_number_of_processes_lost_steps_stay_counted_and_no_noise_repeats(
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn
 ) -> None:
-    run = tmp_path / "run"
+    run, words = tmp_path / "run", (*LONG, "--train.save_steps", "1000")  # every kill loses steps
     for number, (world_size, step) in enumerate(((2, 8), (1, 16), (3, 24))):
-        processes = start(world_size, run, *LONG)
+        processes = start(world_size, run, *words)
         reach(step, run, steps_in, processes)
         for process in processes:
             process.kill()
@@ -119,7 +118,7 @@ def test_on_another_number_of_processes_lost_steps_stay_counted_and_no_noise_rep
         folder = json.loads((run / "state" / "latest.json").read_text())["folder"]
         assert folder.endswith(f"-{number}"), "every change of size takes keys of its own"
     counted = steps_in(run)
-    assert [ended.code for ended in end(start(2, run, *LONG))] == [0, 0]
+    assert [ended.code for ended in end(start(2, run, *words))] == [0, 0]
     assert steps_in(run) == 40 >= counted
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["steps_in_weights"] < 40, "what was computed after the last state was lost, and stays counted"
@@ -127,6 +126,25 @@ def test_on_another_number_of_processes_lost_steps_stay_counted_and_no_noise_rep
     epsilon = Ledger.read(run / "ledger.json").releases[0].epsilon
     assert epsilon is not None
     assert epsilon <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stopped_by_a_scheduler_a_run_goes_on_with_another_number_of_processes_to_the_same_weights_up_to_rounding(
+    tmp_path: Path, start: Start, end: End, steps_in: StepsIn
+) -> None:
+    run, words = tmp_path / "run", (*LONG, "--train.save_steps", "1000")
+    assert [ended.code for ended in end(start(1, tmp_path / "straight", *words))] == [0]
+    for world_size, step in ((2, 5), (3, 15)):
+        processes = start(world_size, run, *words)
+        reach(step, run, steps_in, processes)
+        processes[0].send_signal(signal.SIGTERM)
+        assert {ended.code for ended in end(processes, seconds=60)} == {75}
+    assert [ended.code for ended in end(start(1, run, *words))] == [0]
+    alone, moved = (load_file(path / "checkpoint" / "model.safetensors") for path in (tmp_path / "straight", run))
+    for name, value in alone.items():
+        np.testing.assert_allclose(moved[name], value, atol=1e-5, rtol=0, err_msg=name)
+    assert priced(run) == priced(tmp_path / "straight")
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_steps_lost_to_a_change_of_hardware_stay_counted_and_the_target_still_ho
     assert epsilon <= 8
 
 
-@pytest.mark.parametrize("changed", ["versions", "commit", "device"])
+@pytest.mark.parametrize("changed", ["versions", "commit", "code_digest", "device"])
 def test_steps_lost_under_other_code_or_on_another_device_are_never_replayed_with_the_same_noise(
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:

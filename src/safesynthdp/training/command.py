@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from safesynthdp.config import parse, to_mapping
 from safesynthdp.errors import ConfigError, SafeSynthError
-from safesynthdp.runs import LEDGER, RunDirectory
+from safesynthdp.runs import LEDGER, STATE, RunDirectory
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.segments import (
+    GUARANTEE_VERSION,
     SEGMENT,
     Segment,
     earlier_mechanisms,
     promise_changed,
+    refuse_other_guarantee,
     refuse_other_model,
     training_entries,
 )
@@ -68,13 +70,14 @@ def run_finetune(config: FinetuneConfig) -> RunDirectory:
 
 def say_dry_run(config: FinetuneConfig) -> None:
     """Say what ``config`` would need; the records are counted, nothing is drawn, spent or written."""
-    from safesynthdp.models import wants_lora
+    from safesynthdp.models import quiet, wants_lora
     from safesynthdp.records import load_split
     from safesynthdp.training.dry_run import footprint, lines, meta_model
     from safesynthdp.training.frozen_shards import planned_sharding
     from safesynthdp.training.plan import make_plan
     from safesynthdp.training.units import Units
 
+    quiet()
     records, hardware = load_split(config.data).train, config.hardware
     units = Units.of(records, unit=config.privacy.unit, max_records=config.privacy.max_records_per_user)
     plan = make_plan(config, records, num_units=len(units), noise_multiplier=None)
@@ -114,6 +117,7 @@ def finetune(config: FinetuneConfig, run: RunDirectory, ranks: "Ranks") -> None:
             run.adopt(_values(config), leave_out=FREE_TO_DIFFER, **{SEGMENT: segment.to_json()})
     run.update(
         world_size=ranks.world_size,
+        guarantee_version=GUARANTEE_VERSION,
         data={
             "fingerprint": split.train.fingerprint,
             "num_records": len(split.train),
@@ -170,6 +174,8 @@ def _segment(config: FinetuneConfig, records: "Records", run: RunDirectory) -> S
         segment = Segment(noise_multiplier=_first_noise_multiplier(run))
     data = run.manifest.get("data", {})
     are_others = data.get("fingerprint") not in (None, records.fingerprint)
+    if config.privacy.mode == "dp":
+        are_others |= refuse_other_guarantee(run.manifest, may_differ=config.resume_with_new_segment)
     if config.resume_with_new_segment and run.writes and run.is_resumed and are_others:
         run.is_drifted = True  # the config is the same, the file behind it is not
     if not run.is_drifted:
@@ -232,7 +238,9 @@ def _agreed_spending(
     segment: Segment,
 ) -> "Spending":
     """Return the ledger of rank 0's disk, and a mirror of its open part on the others."""
+    from safesynthdp.training.histogram import LABELS
     from safesynthdp.training.spending import Spending
+    from safesynthdp.training.state import LATEST
 
     data = {
         "fingerprint": records.fingerprint,
@@ -242,8 +250,15 @@ def _agreed_spending(
     seeded = config.privacy.unsafe_seed is not None
     with ranks.together():
         path = run.path / LEDGER if ranks.is_main else None
-        privacy = config.privacy
-        spending = Spending.open(path, plan=plan, privacy=privacy, data=data, seeded=seeded, segment=segment)
+        spending = Spending.open(
+            path,
+            plan=plan,
+            privacy=config.privacy,
+            data=data,
+            seeded=seeded,
+            segment=segment,
+            has_spent=any((run.path / name).is_file() for name in (f"{STATE}/{LATEST}", LABELS)),
+        )
     spending.charge(int(ranks.share({"steps": spending.steps})["steps"]))
     return spending
 

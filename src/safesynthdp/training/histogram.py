@@ -28,6 +28,7 @@ def settle_labels(
         same numbers: one access, counted once.
     """
     path = run.path / LABELS
+    spending.charge_histogram()  # once; also where the counts are there already and an older ledger was restored
     if path.is_file():
         return
     labels = records.label_set
@@ -39,7 +40,6 @@ def settle_labels(
     if plan.histogram is None:
         write_json(path, _content(labels, source="exact", counts=counts, shares=label_shares(counts)))
         return
-    spending.charge_histogram()
     entropy = EntropySource.keyed(derive_key(keys.noise, "label_histogram"), seeded=keys.seeded)
     noisy = plan.histogram.draw(counts, entropy=entropy)
     write_json(path, _content(labels, source="discrete_laplace", counts=noisy, shares=label_shares(noisy)))

@@ -8,15 +8,13 @@ Guarantee:
     the same noise on the same sum (one release), or with fresh keys and is counted twice.
 """
 
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,15 +28,15 @@ from safesynthdp.training.clipping import ClippingEngine
 from safesynthdp.training.config import FinetuneConfig, TrainConfig
 from safesynthdp.training.examples import Example
 from safesynthdp.training.full_shards import trained_here
+from safesynthdp.training.metrics_log import METRICS, append_line, cut_back
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.state import Clock, fill_state, find_state, save_state, state_tensors
+from safesynthdp.training.state import Clock, FoundState, fill_state, find_state, save_state, state_tensors
 from safesynthdp.training.step import StepFacts, add_noise, set_gradients, sum_clipped_gradients, zero_sums
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
-METRICS = "metrics.jsonl"
 SHOWS_IN_FLOAT32 = 1e-6  # AdamW moves a weight by about the learning rate; ulp(1) / 2 is 6e-8
 ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its children got from the terminal already
 DROPOUT_STRIDE = 1_000_003  # more micro-batches than any step has
@@ -89,6 +87,9 @@ def train(job: Job) -> int:
                 )
 
     save(clock)
+    with ranks.together():
+        if ranks.is_main:
+            cut_back(job.run.path / METRICS, step=clock.step)
     keys = job.keys.derive(clock.incarnation)
     sums = zero_sums(trainable)
     last = job.plan.total_steps - clock.abandoned
@@ -108,7 +109,7 @@ def train(job: Job) -> int:
                 scheduler.step()
                 clock = replace(clock, step=step + 1)
                 if ranks.is_main and clock.step % job.config.train.logging_steps == 0:
-                    _log(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
+                    append_line(job.run.path / METRICS, facts, step=clock.step, seconds=time.monotonic() - began)
                     job.trackers.log(facts, step=clock.step, spending=job.spending)
             stop = interrupted()
             if stop or clock.step % job.config.train.save_steps == 0 or clock.step == last:
@@ -209,7 +210,9 @@ def _start(
 ) -> Clock:
     """Restore what rank 0 finds on its disk, on every rank, and return the clock to go on from.
 
-    Where a replay would not be bit-identical the lost steps stay counted and the keys are fresh.
+    Steps that were counted after the newest state are replayed where the replay is bit-identical; otherwise they stay
+    counted and the keys are fresh. Where there are none, no noise of a later step was ever drawn: the keys are kept,
+    on another number of processes too.
     """
     found = None
     with job.ranks.together():
@@ -220,6 +223,7 @@ def _start(
                     f"resume: the ledger counts {job.spending.steps} steps and {job.run.state} holds none; start "
                     "another run in a new output_dir"
                 )
+            _refuse_older_ledger(found, job)
     ranks = job.ranks
     facts = ranks.share({} if found is None else found.facts)
     if not facts:
@@ -227,17 +231,27 @@ def _start(
     clock, used = Clock(**facts["clock"]), int(facts["incarnations_used"])
     tensors = ranks.share_bytes(b"" if found is None else found.tensors)
     with ranks.together():
-        if clock.step:
-            cut = ranks.shards.cut if ranks.shards else None
-            fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
-    if clock.signal == job.signal and facts["is_newest"]:
-        return clock
+        cut = ranks.shards.cut if ranks.shards else None
+        fill_state(tensors, facts, trainable=trainable, optimizer=optimizer, scheduler=scheduler, cut=cut)
+    nothing_lost = job.spending.steps == clock.abandoned + clock.step and not job.spending.opens_part
+    if facts["is_newest"] and (clock.signal == job.signal or nothing_lost):
+        return replace(clock, signal=job.signal)
     return Clock(
         step=clock.step,
         incarnation=used + 1,
         abandoned=max(job.spending.steps - clock.step, clock.abandoned),
         signal=job.signal,
     )
+
+
+def _refuse_older_ledger(found: FoundState | None, job: Job) -> None:
+    """Refuse a ledger that counts fewer steps than are in the state: it is not the one of this state."""
+    clock = Clock(step=0, incarnation=0, abandoned=0, signal="") if found is None else Clock(**found.facts["clock"])
+    if job.spending.steps < clock.abandoned + clock.step:
+        raise LedgerMismatch(
+            f"resume: the ledger counts {job.spending.steps} steps, {job.run.state} {clock.abandoned + clock.step}; "
+            "restore the newer ledger.json, or start another run in a new output_dir"
+        )
 
 
 def _optimizer(
@@ -257,15 +271,6 @@ def _optimizer(
         config.lr_scheduler_type, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
     return optimizer, schedule
-
-
-def _log(path: Path, facts: StepFacts, *, step: int, seconds: float) -> None:
-    """Append one private line: losses and drawn sizes are computed from private records."""
-    line: dict[str, Any] = {"step": step, "seconds": round(seconds, 3), **asdict(facts)}
-    if not path.exists():
-        path.touch(mode=0o600)
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(line) + "\n")
 
 
 @contextmanager

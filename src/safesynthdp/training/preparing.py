@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from safesynthdp.errors import ConfigError
+from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.models import (
     PromptTemplate,
     load_base_model,
@@ -23,7 +23,7 @@ from safesynthdp.models import (
     wants_lora,
 )
 from safesynthdp.records import Records
-from safesynthdp.runs import RunDirectory, commit, versions
+from safesynthdp.runs import RunDirectory, code_digest, commit, versions
 from safesynthdp.training.bookkeeping import BookkeepingEngine
 from safesynthdp.training.clipping import ClippingEngine, trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
@@ -52,6 +52,9 @@ class Prepared:
     examples: Sequence[Example]
     pad_token_id: int
     ranks: Ranks
+    inputs: str
+    """Hash of the weights, the model's settings and the tokens that steps are computed from; private. Of the weights a
+    CPU hashes every bit, on rank 0; elsewhere nothing is replayed, and they are left out."""
 
 
 def prepare(
@@ -76,7 +79,17 @@ def prepare(
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
-    _agree_on_everything(ranks, model, examples, engine=engine)
+    tokens = hashlib.sha256(str([(e.input_ids, e.num_prompt_tokens) for e in examples]).encode()).hexdigest()
+    _agree_on_everything(ranks, model, tokens=tokens, engine=engine)
+    fingerprint = _base_fingerprint(model, config, use_lora=use_lora)
+    if run.manifest.get("model_fingerprint", fingerprint) != fingerprint:
+        raise ranks.on_main(
+            LedgerMismatch(
+                f"resume: model.model_name_or_path={config.model.model_name_or_path} holds other weights than this run "
+                "began with; restore them, or start another run in a new output_dir"
+            )
+        )
+    inputs = _inputs(model, tokens=tokens, weights=ranks.is_main and device.type == "cpu")
     ranks = _shard(model, engine, ranks, sharding=sharding, checkpointing=config.hardware.gradient_checkpointing)
     if sharding != "none":
         what = "the frozen base is" if sharding == "frozen_base" else "weights, sums and moments are"
@@ -90,6 +103,7 @@ def prepare(
         engine_reason=chosen.reason,
         num_trainable=parameters,
         num_truncated=truncated,
+        model_fingerprint=fingerprint,
         device=str(device),
         is_sharded=ranks.is_sharded,
         sharding=sharding,
@@ -101,7 +115,22 @@ def prepare(
         examples=examples,
         pad_token_id=pad_token_id,
         ranks=ranks,
+        inputs=inputs,
     )
+
+
+def _base_fingerprint(model: nn.Module, config: FinetuneConfig, *, use_lora: bool) -> str:
+    """Hash a sample of the base model's weights; of one made from scratch the config says all."""
+    is_named = config.model.model_name_or_path is not None
+    base = {n: p for n, p in model.named_parameters() if is_named and not (use_lora and p.requires_grad)}
+    return digest(base, most=FROZEN_SAMPLE)
+
+
+def _inputs(model: nn.Module, *, tokens: str, weights: bool) -> str:
+    """Hash what the sum of a step is computed from."""
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())} if weights else {}
+    settings = getattr(getattr(model, "config", None), "to_json_string", str)()
+    return hashlib.sha256(f"{tokens} {digest(held)} {settings}".encode()).hexdigest()
 
 
 def _shard(model: nn.Module, engine: ClippingEngine, ranks: Ranks, *, sharding: Sharding, checkpointing: bool) -> Ranks:
@@ -132,14 +161,11 @@ def _check(model: nn.Module, engine: ClippingEngine, *, ranks: Ranks, pad_token_
     return said
 
 
-def _agree_on_everything(
-    ranks: Ranks, model: nn.Module, examples: Sequence[Example], *, engine: ClippingEngine
-) -> None:
+def _agree_on_everything(ranks: Ranks, model: nn.Module, *, tokens: str, engine: ClippingEngine) -> None:
     """Refuse ranks that would compute different things, and start them all from rank 0's trainables."""
     if not ranks.are_several:
         return
-    tokens = hashlib.sha256(str([(e.input_ids, e.num_prompt_tokens) for e in examples]).encode()).hexdigest()
-    ranks.agree("the installed code", [versions(), commit()])
+    ranks.agree("the installed code", [versions(), commit(), code_digest()])
     ranks.agree("data: the tokens of the records", tokens)
     ranks.agree("hardware.clipping_engine", engine.name)
     trainable = trainable_parameters(model)

@@ -215,11 +215,14 @@ class Ranks:
 
 
 def digest(tensors: Mapping[str, Tensor], *, most: int | None = None) -> str:
-    """Return a hash of names, shapes and bits (of the first ``most`` elements of each; None = all)."""
+    """Return a hash of names, shapes and bits (of about ``most`` elements of each, evenly spread; None = all)."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        part = tensor.detach().reshape(-1)[:most].cpu().contiguous()
+        part = tensor.detach().reshape(-1)
+        if most and tensor.numel() >= 2 * most:
+            part = part[:: tensor.numel() // most].clone(memory_format=torch.contiguous_format)
+        part = part.cpu().contiguous()
         found.update(part.view(torch.uint8).numpy().data)
     return found.hexdigest()
 

@@ -18,6 +18,9 @@ from safesynthdp.privacy.ledger import Entry, Ledger
 from safesynthdp.privacy.mechanisms import DPSGDMechanism
 
 FIRST = "dpsgd"
+GUARANTEE_VERSION = 1
+"""Of the code that draws, clips and adds noise. Raise it with a change after which old and new steps must not share an
+entry of a ledger; whatever else changes in the code, a resumed run takes fresh keys (session.py)."""
 SEGMENT = "segment"
 """The key of manifest.json that says which part is running, from the second on."""
 NOT_COVERED = (
@@ -72,6 +75,21 @@ def refuse_other_model(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 def promise_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether masks, noise or price are to be others than before."""
     return any(_at(before, key) != _at(now, key) for key in _PROMISE)
+
+
+def refuse_other_guarantee(manifest: Mapping[str, Any], *, may_differ: bool) -> bool:
+    """Return whether the steps before were made by code with another guarantee.
+
+    Raises:
+        LedgerMismatch: If they were, and no new part of the run was asked for.
+    """
+    before = manifest.get("guarantee_version", GUARANTEE_VERSION)
+    if before != GUARANTEE_VERSION and not may_differ:
+        raise LedgerMismatch(
+            f"resume: guarantee_version (of the code that draws, clips and adds noise) is {GUARANTEE_VERSION}, this "
+            f"run began with {before}; install what it began with, or let it go on with --resume_with_new_segment true"
+        )
+    return bool(before != GUARANTEE_VERSION)
 
 
 def training_entries(ledger: Ledger) -> list[Entry]:

@@ -24,9 +24,8 @@ from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Release
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.records import Records
-from safesynthdp.runs import RunDirectory, commit, versions
+from safesynthdp.runs import RunDirectory, code_digest, commit, versions
 from safesynthdp.training.checkpoint import write_checkpoint
-from safesynthdp.training.clipping import ClippingEngine
 from safesynthdp.training.config import FinetuneConfig
 from safesynthdp.training.estimate import say_estimate
 from safesynthdp.training.histogram import LABELS, settle_labels
@@ -65,6 +64,7 @@ def run_session(
         run.begin()
         keys = _keys(config, run) if ranks.is_main else None
         if keys is not None:
+            spending.record()
             settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
     shared = ranks.share(None if keys is None else keys.to_json())
     job = Job(
@@ -78,7 +78,7 @@ def run_session(
         keys=keys or StepKeys.from_json(shared),
         spending=spending,
         pad_token_id=ready.pad_token_id,
-        signal=_signal(config, records, engine=ready.engine, ranks=ranks),
+        signal=_signal(config, records, ready=ready, ranks=ranks),
         ranks=ranks,
         trackers=_trackers(config, run, plan=plan, is_main=ranks.is_main),
     )
@@ -116,7 +116,7 @@ def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
     return keys
 
 
-def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine, ranks: Ranks) -> str:
+def _signal(config: FinetuneConfig, records: Records, *, ready: Prepared, ranks: Ranks) -> str:
     """Hash all that shapes the sum of a step, so that a replay is known to be the same release.
 
     Only a CPU adds in the same order every time. On any other device the hash is new in each process: a resumed run
@@ -128,12 +128,14 @@ def _signal(config: FinetuneConfig, records: Records, *, engine: ClippingEngine,
     facts = {
         "config": values,
         "data": records.fingerprint,
-        "engine": engine.name,
+        "engine": ready.engine.name,
+        "inputs": ready.inputs,
         "is_sharded": "full" if ranks.shards else ranks.is_sharded,
         "device": "cpu" if ranks.device.type == "cpu" else uuid.uuid4().hex,
         "machines": ranks.gather([platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]),
         "versions": versions(),
         "commit": commit(),
+        "code": code_digest(),
     }
     hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return str(ranks.share({"signal": hashed})["signal"])

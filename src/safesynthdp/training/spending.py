@@ -42,17 +42,24 @@ class Spending:
         data: Mapping[str, Any],
         seeded: bool,
         segment: Segment | None = None,
+        has_spent: bool = False,
     ) -> "Spending":
         """Read the ledger of a run that goes on, or begin one; nothing is spent yet.
 
-        A ``segment`` that has no entry yet gets one beside those of the parts before it.
+        A ``segment`` that has no entry yet gets one beside those of the parts before it. ``has_spent``: the run
+        directory shows that the ledger was written once.
 
         Raises:
             LedgerMismatch: If the ledger on disk was written for other records or another mechanism; the message
-                names the field.
+                names the field. Also if it is gone, since what was spent cannot be known without it.
         """
         segment = segment or Segment()
         begun = _begin(plan, privacy, data, seeded=seeded, segment=segment)
+        if has_spent and path is not None and not path.is_file():
+            raise LedgerMismatch(
+                f"resume: {path} is missing, so what this run has spent is unknown; restore it, or start another run "
+                "in a new output_dir: what this one spent stays spent"
+            )
         if path is not None and path.is_file():
             found = Ledger.read(path)
             earlier = total_steps(earlier_mechanisms(found, segment))
@@ -72,6 +79,16 @@ class Spending:
     @property
     def _entry(self) -> Entry:
         return self.ledger.entry(self.segment.entry_id)
+
+    @property
+    def opens_part(self) -> bool:
+        """A later part of the run, none of whose steps is counted yet: it gets masks and noise of its own."""
+        return self.segment.number > 1 and not _steps(self._entry)
+
+    def record(self) -> None:
+        """Put the ledger on disk before anything is spent: from here on one that is missing was lost."""
+        if self.path is not None and not self.path.is_file():
+            self._write()
 
     def charge(self, steps: int) -> None:
         """Count ``steps`` of the run on disk before the last of them is drawn; a replayed step is already counted."""

@@ -72,8 +72,9 @@ def save_state(
     """
     name = f"step-{clock.step:08d}-{clock.incarnation}"
     newest = _latest_name(state)
-    if newest == name:
-        return  # this very process, or the one before it, wrote it: the same bits
+    if newest == name:  # this very process, or the one before it, wrote it: the same bits
+        _say_who_goes_on(state / name / "clock.json", clock)
+        return
     unfinished = state / f".{name}.tmp"
     for left in state.glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
@@ -199,6 +200,13 @@ def _fill_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
     scheduler._last_lr = [base * factor(scheduler.last_epoch) for base, factor in pairs]
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = rate
+
+
+def _say_who_goes_on(path: Path, clock: Clock) -> None:
+    """Write down the signal under which the next step will be drawn, before it is: a replay is judged by it."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts["clock"] != asdict(clock):
+        write_json(path, facts | {"clock": asdict(clock)})
 
 
 def _latest_name(state: Path) -> str | None:
