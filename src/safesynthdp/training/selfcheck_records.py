@@ -31,16 +31,21 @@ def made_up_records(*, vocab_size: int, pad_token_id: int) -> list[Example]:
     return made
 
 
-@contextmanager
-def as_if_trained(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Without dropout and with nothing at zero; weights and rates are restored on leaving."""
-    before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-    rates = [
+def dropout_rates(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Return every rate of dropout in a model: its module, its attribute, its value."""
+    return [
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
         if isinstance(value, float) and ("drop" in name.lower() or isinstance(module, nn.Dropout))
     ]
+
+
+@contextmanager
+def as_if_trained(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Without dropout and with nothing at zero; weights and rates are restored on leaving."""
+    before = {name: parameter.detach().clone() for name, parameter in trainable.items()}
+    rates = dropout_rates(model)
     generator = torch.Generator().manual_seed(0)
     try:
         for module, name, _ in rates:
