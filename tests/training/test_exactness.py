@@ -16,6 +16,7 @@ from safesynthdp.training.examples import collate
 from safesynthdp.training.loss import record_losses
 
 FULL = ("gpt2, tied", "gpt2, untied", "llama", "llama, tied", "qwen3", "gemma3", "cohere")
+OTHERS = ("mistral", "qwen2", "phi", "gpt_neox", "olmo2")
 ADAPTED = ("llama, lora on q and v", "llama, rslora", "llama, lora all-linear", "gpt2, lora all-linear")
 TIED = ("gpt2, tied", "llama, tied", "gemma3", "cohere")
 
@@ -34,7 +35,7 @@ def engines_of(*names: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("really_double")
-@pytest.mark.parametrize(("engine", "name"), engines_of(*FULL, *ADAPTED))
+@pytest.mark.parametrize(("engine", "name"), engines_of(*FULL, *OTHERS, *ADAPTED))
 def test_the_clipped_sum_of_ragged_records_equals_a_loop_over_them_in_float64(
     build: Any, made_up: Any, loop: Any, run_engine: Any, assert_equal: Any, engine: str, name: str
 ) -> None:

@@ -105,6 +105,36 @@ def test_two_runs_without_a_seed_draw_other_noise_whatever_the_training_seed(
     assert checkpoint(tmp_path / "a")["model.safetensors"] != checkpoint(tmp_path / "b")["model.safetensors"]
 
 
+def test_dropout_is_seeded_in_secret_and_a_release_with_dropout_says_what_that_rests_on(
+    tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = dict[str, list[int]]()
+
+    def noted(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            seeds.setdefault(name, []).append(named["dropout_seed"])
+            return sum_clipped_gradients(*args, **named)
+
+        return call
+
+    chosen: dict[str, dict[str, Any]] = {
+        "a": {"train__seed": 3},
+        "b": {"train__seed": 3},
+        "seeded": {"privacy__unsafe_seed": 1},
+        "seeded again": {"privacy__unsafe_seed": 1},
+        "other seed": {"privacy__unsafe_seed": 1, "train__seed": 1},
+        "dropout": {"lora__enabled": True, "lora__lora_dropout": 0.1},
+    }
+    for name, changes in chosen.items():
+        monkeypatch.setattr(SUM, noted(name))
+        assert run_door(main, arguments(tmp_path / name, train__max_steps=2, **changes)) == 0
+        said = [line for release in ledger(tmp_path / name).releases for line in release.not_covered]
+        assert any(line.startswith("dropout:") for line in said) == (name == "dropout")
+    assert seeds["seeded"] == seeds["seeded again"]
+    drawn = [seed for name in ("a", "b", "seeded", "other seed") for seed in seeds[name]]
+    assert len(set(drawn)) == 4 * 2
+
+
 @pytest.mark.parametrize("when", [1, 3, 4])
 def test_an_interrupted_run_goes_on_to_the_same_bytes_and_the_same_epsilon(
     tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, when: int

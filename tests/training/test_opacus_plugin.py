@@ -163,6 +163,39 @@ def test_a_trainable_that_a_backward_pass_misses_is_named_at_the_next_forward_pa
         model(torch.randn(2, 6))
 
 
+class TakesAnything(nn.Module):
+    """A model that is called with whatever holds its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier()
+
+    def forward(self, batch: Any) -> Tensor:
+        out: Tensor = self.inner(batch["x"] if isinstance(batch, dict) else batch)
+        return out
+
+
+def test_no_way_around_the_model_leaves_a_gradient_that_nobody_clipped() -> None:
+    model, x = TakesAnything().train(), 100 * torch.randn(4, 6)
+    hooks = BookkeepingHooks(model, loss_reduction="sum", max_grad_norm=CLIP)
+    with pytest.raises(UnsupportedLayer, match="without a tensor"):
+        model({"x": x})
+    with pytest.raises(UnsupportedLayer, match=r"inner\.0 is called outside"):
+        model.inner(x)
+    with torch.no_grad():
+        assert torch.equal(model.inner(x), model({"x": x}))
+    model(x[:0]).sum().backward()  # an empty draw
+    model(x).square().sum().backward()
+    with pytest.raises(UnsupportedLayer, match=r"inner\.0 is called outside"):
+        model.inner(x)
+    model.zero_grad()
+    model.eval()(x).square().sum().backward()
+    released = torch.stack([p.grad.square().sum() for p in model.parameters() if p.grad is not None]).sum().sqrt()
+    assert 0 < released <= 4 * CLIP
+    hooks.cleanup()
+    model.inner(x).sum().backward()
+
+
 @pytest.mark.parametrize("value", [{"loss_reduction": "max"}, {"batch_first": False}, {"max_grad_norm": 0.0}])
 def test_an_argument_without_a_meaning_is_refused_by_its_name(value: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(value))):

@@ -17,6 +17,7 @@ from safesynthdp.training import bookkeeping, layer_gradients, opacus_engines
 from safesynthdp.training.clipping import CLIP_MARGIN, clip_factors, squared_norms
 from safesynthdp.training.layer_gradients import Outer
 from safesynthdp.training.opacus_engines import GhostEngine
+from safesynthdp.training.precision import products
 from safesynthdp.training.selfcheck import check_engine
 
 VOCAB = 41
@@ -172,13 +173,13 @@ def test_the_start_up_check_passes_adapters_on_a_frozen_base_in_bfloat16(build: 
     check_engine(model, engine, vocab_size=VOCAB, pad_token_id=0)
 
 
-def adapters_on_bfloat16(at_layer_1: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+def adapters(at_layer_1: Callable[[Tensor], Tensor] | None = None, *, base: torch.dtype = torch.bfloat16) -> nn.Module:
     """Return a Llama with adapters whose second layer sees what ``at_layer_1`` makes of its input, [B, T, d]."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
     )
-    model = make_trainable(LlamaForCausalLM(config).bfloat16(), LoraConfig(lora_r=4), seed=1, use_lora=True)
+    model = make_trainable(LlamaForCausalLM(config).to(base), LoraConfig(lora_r=4), seed=1, use_lora=True)
     if at_layer_1 is not None:
         layer = model.get_submodule("base_model.model.model.layers.1")
         layer.register_forward_pre_hook(lambda _, inputs: (at_layer_1(inputs[0]), *inputs[1:]))
@@ -190,17 +191,41 @@ def start_up_check(model: nn.Module) -> None:
 
 
 def test_the_start_up_check_passes_a_base_in_bfloat16_that_rounds_each_shape_of_a_batch_otherwise() -> None:
-    start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd * (1 + 0.01 * x_BTd.shape[1])))
+    start_up_check(adapters(lambda x_BTd: x_BTd * (1 + 0.01 * x_BTd.shape[1])))
+
+
+def test_the_start_up_check_passes_a_base_in_bfloat16_that_rounds_one_record_of_a_batch_quite_otherwise() -> None:
+    """As measured on AMX: the one whose attention is on an edge came out at a third of its norm."""
+
+    def on_an_edge(x_BTd: Tensor) -> Tensor:
+        return x_BTd if len(x_BTd) == 1 else torch.cat([x_BTd[:1], x_BTd[1:2] * 3, x_BTd[2:]])
+
+    start_up_check(adapters(on_an_edge))
+
+
+def only_with_reduced_products(x_BTd: Tensor) -> Tensor:
+    return x_BTd if torch.get_float32_matmul_precision() == "highest" else x_BTd * (1 + 0.3 * len(x_BTd))
+
+
+def three_percent_more_in_a_batch(x_BTd: Tensor) -> Tensor:
+    return x_BTd * (1 + 0.03 * (len(x_BTd) > 1))
+
+
+def test_reduced_products_may_round_each_shape_otherwise_if_full_ones_make_batch_and_records_one_function() -> None:
+    with products("medium"):
+        start_up_check(adapters(only_with_reduced_products, base=torch.float32))
+        with pytest.raises(UnsupportedLayer, match="in a batch than alone"):
+            start_up_check(adapters(three_percent_more_in_a_batch, base=torch.float32))
 
 
 def test_the_start_up_check_refuses_a_base_in_bfloat16_that_reads_the_padding() -> None:
     with pytest.raises(UnsupportedLayer, match="reads the padding"):
-        start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd + 0.02 * x_BTd[:, -1:]))
+        start_up_check(adapters(lambda x_BTd: x_BTd + 0.02 * x_BTd[:, -1:]))
 
 
 def test_the_start_up_check_refuses_a_base_in_bfloat16_that_is_another_function_of_a_whole_batch() -> None:
     with pytest.raises(UnsupportedLayer, match="in a batch than alone"):
-        start_up_check(adapters_on_bfloat16(lambda x_BTd: x_BTd / len(x_BTd) ** 2))
+        start_up_check(adapters(lambda x_BTd: x_BTd / len(x_BTd) ** 2))
 
 
 def test_the_start_up_check_refuses_norms_under_a_base_in_bfloat16_that_are_three_percent_low(
@@ -209,4 +234,4 @@ def test_the_start_up_check_refuses_norms_under_a_base_in_bfloat16_that_are_thre
     norms = bookkeeping.BookkeepingTape.norms
     monkeypatch.setattr(bookkeeping.BookkeepingTape, "norms", lambda self: norms(self) * 0.97)
     with pytest.raises(UnsupportedLayer, match="norms are wrong"):
-        start_up_check(adapters_on_bfloat16())
+        start_up_check(adapters())

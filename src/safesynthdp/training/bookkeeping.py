@@ -45,6 +45,8 @@ class BookkeepingEngine:
         self._owners = _owners(model, self._trainable)
         self._open: BookkeepingTape | None = None
         self._shards: Shards | None = None
+        self.is_plain_outside = True
+        """Whether a layer may run outside a tape, where nothing clips its gradients; False refuses it by name."""
         self._modules = [(path, module) for path, module in model.named_modules() if _own_trainables(module)]
         for path, module in self._modules:
             if "forward" in vars(module):
@@ -98,8 +100,13 @@ class BookkeepingEngine:
         *inputs: Any,
         **named: Any,
     ) -> Tensor:
-        if self._open is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or (self._open is None and self.is_plain_outside):
             return plain(*inputs, **named)
+        if self._open is None:
+            raise UnsupportedLayer(
+                f"{path} is called outside a forward pass of the whole model, where its gradients are not clipped; "
+                "call the model that the engine was built for, or use torch.no_grad()"
+            )
         if len(inputs) != 1 or named:
             raise UnsupportedLayer(f"{path} ({type(module).__name__}) takes more than one input; freeze it or use LoRA")
         (x,) = inputs

@@ -86,7 +86,7 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is learnt. ``seed`` reaches initialisation and dropout only, never the masks or the noise."""
+    """What is learnt. ``seed`` reaches initialisation and dropout only, never the draw or the noise."""
 
     expected_batch_size: int = 64
     """Mean of the Poisson batch; the public divisor of every update."""
@@ -109,7 +109,7 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     """AdamW's denominator guard."""
     seed: int = 0
-    """Initialisation and dropout."""
+    """Initialisation, and together with a secret key dropout."""
     logging_steps: int = 1
     """Steps between lines of metrics.jsonl."""
     save_steps: int = 10

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from safesynthdp.errors import LedgerMismatch, Preempted, SafeSynthError
-from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.privacy.randomness import StepKeys, words
 from safesynthdp.progress import progress
 from safesynthdp.runs import RunDirectory
 from safesynthdp.training.clipping import ClippingEngine
@@ -39,7 +39,6 @@ from safesynthdp.training.units import Units
 
 SHOWS_IN_FLOAT32 = 1e-6  # AdamW moves a weight by about the learning rate; ulp(1) / 2 is 6e-8
 ECHO_SECONDS = 1.0  # a launcher passes on the Ctrl-C that its children got from the terminal already
-DROPOUT_STRIDE = 1_000_003  # more micro-batches than any step has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +173,23 @@ def _one_step(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepK
         per_sample_max_grad_norm=job.plan.mechanism.per_sample_max_grad_norm if job.plan.mechanism else math.inf,
         hardware=job.config.hardware,
         pad_token_id=job.pad_token_id,
-        dropout_seed=(job.config.train.seed * 7919 + step) * DROPOUT_STRIDE % 2**63,
+        dropout_seed=_dropout_seed(job.config.train.seed, step=step, keys=keys),
         ranks=job.ranks,
     )
     if job.plan.mechanism is not None:
         _noise_once(job, sums, step=step, keys=keys)
     return facts
+
+
+def _dropout_seed(seed: int, *, step: int, keys: StepKeys) -> int:
+    """Return where the dropout of a step begins: ``train.seed`` under a secret key.
+
+    Guarantee:
+        Masks go by place in a micro-batch, and one record more shifts the places of others. Secret and alike for every
+        place they leave the sum's distribution as if each record had its own; were they known, all would move.
+    """
+    (word,) = words(keys.sampling, domain=f"dropout/{seed}", step=step, tensor=0, count=1)
+    return int(word) >> 1
 
 
 def _noise_once(job: Job, sums: dict[str, torch.Tensor], *, step: int, keys: StepKeys) -> None:

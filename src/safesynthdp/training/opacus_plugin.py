@@ -27,11 +27,13 @@ class BookkeepingHooks(AbstractGradSampleHooks):  # type: ignore[misc]  # Opacus
     To be used with ``DPOptimizerFastGradientClipping``, which adds noise to ``.grad`` and never clips again. The clip
     factor is Opacus' own, min(1, C / (norm + 1e-6)), so a step equals one of ``DPOptimizer`` with per-sample
     gradients up to rounding. Rows are found by the first tensor that the model is called with; a batch without rows
-    (an empty Poisson draw) is passed through and leaves zeros.
+    (an empty Poisson draw) is passed through and leaves zeros. Training and eval mode are clipped alike.
 
     Guarantee:
         That of ``BookkeepingEngine``, if the loss is a mean (``loss_reduction="mean"``) or a sum over *rows* of
-        terms that depend on one row each. A mean over the tokens of a batch is not.
+        terms that depend on one row each. A mean over the tokens of a batch is not. No backward pass leaves a gradient
+        that was not clipped: a trainable layer that is called past the model is refused, and so is a call without a
+        tensor to count rows by.
 
     Args:
         m: The model; it stays as it is and is called directly.
@@ -41,7 +43,8 @@ class BookkeepingHooks(AbstractGradSampleHooks):  # type: ignore[misc]  # Opacus
         max_grad_norm: C.
 
     Raises:
-        UnsupportedLayer: If a trainable layer has no rule, or was not reached in a backward pass.
+        UnsupportedLayer: If a trainable layer has no rule, was not reached in a backward pass, or is called past the
+            model; if the model is called without a tensor.
         ConfigError: If an argument has another value.
     """
 
@@ -65,6 +68,7 @@ class BookkeepingHooks(AbstractGradSampleHooks):  # type: ignore[misc]  # Opacus
         self.max_grad_norm = max_grad_norm
         self.trainable = trainable_parameters(m)
         self._engine = BookkeepingEngine(m)
+        self._engine.is_plain_outside = False
         self._tape: BookkeepingTape | None = None
         self._earlier: Mapping[str, Tensor | None] | None = None
         self._handle = m.register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -77,10 +81,14 @@ class BookkeepingHooks(AbstractGradSampleHooks):  # type: ignore[misc]  # Opacus
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Open a tape for the batch that is about to go through the model."""
+        del module
         self._drop()
-        if not module.training or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return
-        rows = next((len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), 0)
+        rows = next((len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()), None)
+        if rows is None:
+            raise UnsupportedLayer("the model is called without a tensor, so its rows are not known; pass one directly")
+        self._engine.is_plain_outside = rows == 0  # an empty batch has no gradient to clip
         if rows == 0:
             return
         self._tape = self._engine.open_tape(rows=rows)

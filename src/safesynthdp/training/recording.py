@@ -163,13 +163,16 @@ def layer_norm(module: nn.Module, recorder: Recorder, layer: str, x: Tensor) -> 
     return _LayerNorm.apply(x, module.weight, module.bias, module.eps, recorder, layer)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def rms_norm(module: nn.Module, recorder: Recorder, layer: str, x: Tensor) -> Tensor:
+    """``nn.RMSNorm``, which takes no vector of another shape: the norm without one, times one vector a row."""
+    _check_rows(x, recorder, layer)
+    vector: Tensor = _OnePerRow.apply(module.weight, x.dim(), recorder, layer, "weight")  # type: ignore[no-untyped-call]
+    return nn.functional.rms_norm(x, module.normalized_shape, None, module.eps) * vector  # type: ignore[arg-type]
+
+
 def elementwise(module: nn.Module, recorder: Recorder, layer: str, x: Tensor) -> Tensor:
     """A norm that multiplies by its vector: the module's own forward, with one vector a row."""
-    if x.shape[0] != recorder.rows:
-        raise UnsupportedLayer(
-            f"{layer} sees {x.shape[0]} rows in a batch of {recorder.rows}: records are flattened or shared there; "
-            "freeze it or use LoRA"
-        )
+    _check_rows(x, recorder, layer)
     exchanged = {
         name: _OnePerRow.apply(vector, x.dim(), recorder, layer, name)  # type: ignore[no-untyped-call]
         for name, vector in module.named_parameters(recurse=False)
@@ -195,6 +198,8 @@ def forward_of(module: nn.Module) -> Forward | None:
         return embedding if _is_plain_table(module) else None
     if forward is nn.LayerNorm.forward:
         return layer_norm if module.weight is not None else None
+    if forward is nn.RMSNorm.forward:
+        return rms_norm
     name = type(module).__name__
     is_norm = name.endswith(("RMSNorm", "LayerNorm")) and not isinstance(module, nn.LayerNorm | nn.RMSNorm)
     return elementwise if is_norm else None
@@ -205,6 +210,14 @@ def _is_plain_table(module: nn.Embedding) -> bool:
         "TextScaledWordEmbedding"
     )
     return has_known_forward and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+
+
+def _check_rows(x: Tensor, recorder: Recorder, layer: str) -> None:
+    if x.shape[0] != recorder.rows:
+        raise UnsupportedLayer(
+            f"{layer} sees {x.shape[0]} rows in a batch of {recorder.rows}: records are flattened or shared there; "
+            "freeze it or use LoRA"
+        )
 
 
 def _rows(grads: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Here: what needs torch. Elsewhere: the plan made before (command.py) and the loop itself (loop.py).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,13 +33,16 @@ from safesynthdp.training.loop import Job, train
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.preparing import Prepared, prepare
 from safesynthdp.training.ranks import Ranks
+from safesynthdp.training.selfcheck_records import dropout_rates
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
-if TYPE_CHECKING:
-    pass
+DROPOUT_NOT_COVERED = (
+    "dropout: its masks go by a record's place in a batch and come from a generator of torch, seeded in secret but not "
+    "cryptographic; whoever could predict them would see more than one record's share"
+)
 
 
 def run_session(
@@ -60,6 +63,8 @@ def run_session(
     with ranks.together():
         if ranks.is_main or ranks.is_sharded:
             say_estimate(config, run, ready, steps=plan.total_steps - spending.steps)
+    if plan.is_private and any(rate > 0 for _, _, rate in dropout_rates(ready.model)):
+        spending.plan = dataclasses.replace(plan, not_covered=(*plan.not_covered, DROPOUT_NOT_COVERED))
     with ranks.together():
         run.begin()
         keys = _keys(config, run) if ranks.is_main else None
