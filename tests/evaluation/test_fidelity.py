@@ -10,7 +10,7 @@ from safesynthdp.evaluation.encoders import TFIDF, choose_encoder
 from safesynthdp.evaluation.fidelity import Settings, measure_fidelity
 from safesynthdp.evaluation.fidelity_diversity import measure_diversity
 from safesynthdp.evaluation.inputs import Corpora
-from safesynthdp.evaluation.rows import Row, find, to_mapping
+from safesynthdp.evaluation.rows import Row, decide_publishable, find, to_mapping
 from safesynthdp.evaluation.selftest_corpora import as_records, make_world
 from safesynthdp.evaluation.validity import measure_validity
 
@@ -106,6 +106,33 @@ def test_a_sample_that_another_file_cut_short_reads_that_file(pool: Pairs) -> No
     row = only(measure(corpora), "nn_cosine", model="tfidf-svd")
     assert row.n == 60
     assert set(row.reads) == {"synthetic", "real", "holdout"}
+
+
+def test_a_comparison_that_the_training_records_cut_short_reads_them(pool: Pairs) -> None:
+    """Its n is their number, which no row for the public may tell."""
+    corpora = Corpora(
+        real=as_records(pool[:57]), synthetic=as_records(pool[900:1200]), holdout=as_records(pool[1200:1300])
+    )
+    rows = measure_fidelity(corpora, settings(), progress=lambda what: None).rows
+    assert {row.n for row in rows if row.name == "frechet"} == {57}
+    assert all("real" in row.reads for row in rows if row.train_on == "synthetic")
+
+
+def test_a_label_that_is_rare_in_training_records_tells_so_to_the_inside_only(pool: Pairs) -> None:
+    goods, rest = ([pair for pair in pool if (pair[1] == "goods") == is_in] for is_in in (True, False))
+    corpora = Corpora(
+        real=as_records(goods[:41] + rest[:459]),
+        synthetic=as_records(goods[100:350] + rest[500:750]),
+        holdout=as_records(goods[350:600] + rest[750:1000]),
+    )
+    rows = decide_publishable(
+        measure_fidelity(corpora, settings(), progress=lambda what: None).rows, holdout_is_public=True
+    )
+    row = only(rows, "mauve", model="tfidf-svd", label="goods")
+    assert "41 records a side" in (row.reason or "")
+    assert "real" in row.reads
+    assert not row.publishable
+    assert only(rows, "mauve", model="tfidf-svd").publishable
 
 
 def test_the_same_records_in_any_number_of_calls_give_the_same_numbers(pool: Pairs) -> None:

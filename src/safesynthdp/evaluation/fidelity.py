@@ -15,7 +15,7 @@ distance of the distributions. By label: for labels with at least 200 records a 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,14 @@ def measure_fidelity(corpora: Corpora, settings: Settings, *, progress: Progress
     if has_labels(corpora.holdout) and has_labels(corpora.synthetic):
         found += _by_label(pairs, settings)
         progress("compared label by label")
+    if size == len(corpora.real) < min(len(corpora.holdout), len(corpora.synthetic), settings.max_records):
+        found = _reading_real(found)  # n, and so the value, tells how many training records there are
     return Result(rows=found, drawn=drawn, warnings=_warnings(corpora, settings, size, found), pairs=pairs)
+
+
+def _reading_real(found: Sequence[Row]) -> list[Row]:
+    """Return the rows, marked as computed from T too."""
+    return [replace(row, reads=tuple(dict.fromkeys((*row.reads, "real")))) for row in found]
 
 
 def _overall(pairs: Pairs, settings: Settings, progress: Progress) -> list[Row]:
@@ -184,11 +191,11 @@ def _by_label(pairs: Pairs, settings: Settings) -> list[Row]:
         parts = {name: pair.of_label(label) for name, pair in pairs.items()}
         size = min(len(parts[name]) for name in (SYNTHETIC, CEILING))
         if size < MIN_PER_LABEL:
-            found += _too_few(label, {name: parts[name] for name in (SYNTHETIC, CEILING)}, settings)
-            continue
-        found += _of_label(
-            label, {name: part.first(size) for name, part in parts.items() if len(part) >= size}, settings
-        )
+            made = _too_few(label, {name: parts[name] for name in (SYNTHETIC, CEILING)}, settings)
+        else:
+            kept = {name: part.first(size) for name, part in parts.items() if len(part) >= size}
+            made = _of_label(label, kept, settings)
+        found += _reading_real(made) if size < len(parts[SYNTHETIC]) else made
     return found
 
 
