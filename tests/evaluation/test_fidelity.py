@@ -114,7 +114,7 @@ def test_a_comparison_that_the_training_records_cut_short_reads_them(pool: Pairs
         real=as_records(pool[:57]), synthetic=as_records(pool[900:1200]), holdout=as_records(pool[1200:1300])
     )
     rows = measure_fidelity(corpora, settings(), progress=lambda what: None).rows
-    assert {row.n for row in rows if row.name == "frechet"} == {57}
+    assert {row.n for row in rows if row.name == "frechet" and row.label is None} == {57}
     assert all("real" in row.reads for row in rows if row.train_on == "synthetic")
 
 
@@ -162,6 +162,11 @@ def test_a_label_with_enough_records_is_compared_alone(pool: Pairs) -> None:
     assert (good.low or 0) > 0.8
     assert (screen.low or 1) < 0.55
     assert 90 < good.n < 120  # half of 210 a side
+    for name in ("mauve", "mauve_star", "frontier_integral", "frechet", "coverage"):
+        for label in ("goods", "screen"):
+            found = only(rows, name, model="tfidf-svd", label=label)
+            assert found.low is not None
+            assert found.ceiling is not None
 
 
 def test_fewer_texts_than_buckets_need_is_a_line_and_not_a_number(pool: Pairs) -> None:
