@@ -68,7 +68,7 @@ class UtilityTable:
             ("macro_f1", found.macro_f1, found.macro_f1_D),
         ):
             low, high = percentile(draws)
-            if name == "accuracy" and low == high:  # all right or all wrong: the bootstrap sees no variation
+            if low == high:  # all right or all wrong: the bootstrap sees no variation
                 low, high = wilson(value * size, size)
             rows.append(
                 Row(
