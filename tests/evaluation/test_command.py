@@ -440,6 +440,8 @@ def test_all_right_is_not_all_sure(files: dict[str, str], write_csv: Make) -> No
         (found,) = [row for row in rows if _is_of_synthetic(row, name)]
         assert found["value"] == 1
         assert 0.9 < found["low"] < 1
+    (ratio,) = [row for row in rows if row["name"] == "accuracy_ratio" and row["train_on"] == "real"]
+    assert 0.9 < ratio["low"] < ratio["value"] < ratio["high"] < 1.1
 
 
 def test_fewer_distinct_texts_than_buckets_is_a_line_and_no_noise(
