@@ -199,6 +199,14 @@ def test_hostile_text_is_measured(pool: Pairs) -> None:
         to_mapping(row)
 
 
+def test_a_few_texts_without_words_cover_nothing(pool: Pairs) -> None:
+    nonsense = [(f"zork{i} blip{i} quux{i}", "goods") for i in range(95)] + [("!?", "goods"), ("", "screen")] * 5
+    corpora = Corpora(real=as_records(pool[:300]), synthetic=as_records(nonsense), holdout=as_records(pool[300:405]))
+    rows = measure(corpora)
+    assert only(rows, "coverage", model="tfidf-svd").value == 0
+    assert (only(rows, "coverage", train_on="real_matched", model="tfidf-svd").value or 0) > 0.8
+
+
 def test_one_label_only_leaves_consistency_out_and_the_rest_in(pool: Pairs) -> None:
     parts = [as_records([(text, "one") for text, _ in pool[start : start + 60]]) for start in (0, 60, 120)]
     rows = measure(Corpora(real=parts[0], synthetic=parts[1], holdout=parts[2]))
