@@ -237,6 +237,9 @@ def test_a_file_that_cannot_be_used_is_one_line(
         (("--seedz", "3"), "seedz"),
         (("--holdout", "/nowhere.csv"), "no such file"),
         (("--real", "."), "not a run directory"),
+        (("--label_column", "text"), "label_column=text is the text of real too"),
+        (("--synthetic_label_column", "text"), "text of synthetic too"),
+        (("--output_dir", ""), "output_dir is empty"),
     ],
 )
 def test_a_wrong_flag_is_one_line(
@@ -389,6 +392,68 @@ def test_integer_labels_of_a_parquet_file_meet_those_of_a_csv_file(
     main(words(files, "--downstream", "nb"))
     assert metrics(files)["inputs"]["synthetic"]["labels"] == ["0", "1"]
     assert not any("label" in line for line in metrics(files)["warnings"] if not line.startswith("baseline"))
+
+
+def test_the_command_of_the_first_page_needs_no_output_dir(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name in the current folder is kept for one evaluation: another is refused before anything is measured."""
+    monkeypatch.chdir(tmp_path)
+    del files["--output_dir"]
+    assert run(main, words(files, "--downstream", "nb")) == 0
+    assert (tmp_path / "evaluation" / "metrics.json").is_file()
+    capsys.readouterr()
+    assert "output_dir" in refusal(words(files, "--downstream", "lr"), capsys)
+
+
+def test_no_number_of_the_tables_is_cut_or_lacks_its_real_value(
+    files: dict[str, str], make_pairs: Make, write_csv: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything right (the widest numbers), three families, narrow screen; publishable rows lost their ceiling."""
+    for number, role in enumerate(("real", "synthetic", "holdout"), start=1):
+        pairs = [(f"a {label} one, {text}.", label) for text, label in make_pairs(120, seed=number, cue=1.0)]
+        files[f"--{role}"] = str(write_csv(f"{role}_wide.csv", pairs))
+    main(words(files))
+    shown = capsys.readouterr().out
+    assert "1.000 [" in shown
+    assert "\u2026" not in shown
+    for name in ("truncated_share", "duplicate_share"):
+        for line in (line for line in shown.splitlines() if line.startswith(name)):
+            assert " - " not in line.split("]", 1)[1]
+
+
+def test_copies_of_the_holdout_are_named_and_not_praised(files: dict[str, str]) -> None:
+    files["--synthetic"] = files["--holdout"]
+    main(words(files, "--downstream", "nb"))
+    content = metrics(files)
+    assert content["verdict"][0]["finding"] == "verbatim_copy"
+    assert any("80 of 80 synthetic texts are copies of holdout records" in line for line in content["warnings"])
+
+
+def test_all_right_is_not_all_sure(files: dict[str, str], write_csv: Make) -> None:
+    for number, role in enumerate(("real", "synthetic", "holdout")):
+        pairs = [(f"{label} text {i + 1000 * number}", label) for i in range(60) for label in ("good", "bad")]
+        files[f"--{role}"] = str(write_csv(f"{role}_easy.csv", pairs))
+    main(words(files, "--downstream", "nb"))
+    rows = metrics(files)["metrics"]
+    for name in ("accuracy", "macro_f1"):
+        (found,) = [row for row in rows if _is_of_synthetic(row, name)]
+        assert found["value"] == 1
+        assert 0.9 < found["low"] < 1
+    (ratio,) = [row for row in rows if row["name"] == "accuracy_ratio" and row["train_on"] == "real"]
+    assert 0.9 < ratio["low"] < ratio["value"] < ratio["high"] < 1.1
+
+
+def test_fewer_distinct_texts_than_buckets_is_a_line_and_no_noise(
+    files: dict[str, str], write_csv: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for role in ("real", "synthetic", "holdout"):
+        pairs = [(f"{role} was {label}", label) for label in ("good", "bad")] * 60
+        files[f"--{role}"] = str(write_csv(f"{role}_few.csv", pairs))
+    main(words(files, "--downstream", "nb", "--mauve_buckets", "20"))
+    line = "mauve: holdout and synthetic hold 4 distinct texts, too few to fill 20 buckets"
+    assert line in metrics(files)["warnings"]
+    assert "Warning" not in capsys.readouterr().err
 
 
 def test_flags_override_a_config_file(files: dict[str, str], tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_tf_idf_is_fitted_on_both_sides_alike() -> None:
     words = [f"w{i}" for i in range(300)]
     sides = [[" ".join(rng.choice(words, size=12)) for _ in range(200)] for _ in range(2)]
     first, second = embed_together(sides, encoder=choose_encoder(TFIDF))
-    assert first.shape == second.shape == (200, 100)
+    assert first.shape == second.shape == (200, 101)  # the last marks texts without words
     assert np.linalg.norm(first.mean(axis=0) - second.mean(axis=0)) < 0.15
 
 
@@ -283,3 +283,23 @@ def test_bits_per_byte_and_tokens_stand_beside_their_ceiling(language_model: Pat
     row = find(cut, "bits_per_byte", train_on="synthetic", model="tiny (mean)")
     assert row is not None
     assert set(row.reads) == {"synthetic", "real", "holdout"}  # their sizes decided which texts were scored
+
+
+def test_bits_per_byte_are_compared_label_by_label_where_enough_texts_were_scored(language_model: Path) -> None:
+    model = ReferenceModel("tiny", str(language_model))
+    chosen = Settings(encoder=choose_encoder(TFIDF), reference=model, buckets=4, seeds=1, reference_texts=60)
+    real = [(f"the {word} is {mood}.", "a") for word in "abcdefghij" for mood in ("old", "new", "red")]
+    moods = ("dim", "far", "wet", "up", "on")
+    real += [(f"{word} it is {mood}", "b" if word < "h" else "c") for word in "defghi" for mood in moods]
+    noise = [(text.upper()[::-1] * 3 if label == "b" else text, label) for text, label in real]
+    corpora = Corpora(real=as_records(real), holdout=as_records(real[::-1]), synthetic=as_records(noise))
+    rows = measure_fidelity(corpora, chosen, progress=lambda what: None).rows
+    of = {label: find(rows, "bits_per_byte", train_on="synthetic", model="tiny", label=label) for label in "abc"}
+    assert all(of.values())
+    assert [row.value == 0 for row in of.values() if row is not None] == [True, False, False]
+    assert of["b"] is not None
+    assert of["b"].n == 20
+    assert (of["b"].low or 0) > 0
+    assert of["b"].ceiling == 0
+    assert of["c"] is not None
+    assert "20 are needed" in (of["c"].reason or "")

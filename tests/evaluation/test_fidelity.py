@@ -10,7 +10,7 @@ from safesynthdp.evaluation.encoders import TFIDF, choose_encoder
 from safesynthdp.evaluation.fidelity import Settings, measure_fidelity
 from safesynthdp.evaluation.fidelity_diversity import measure_diversity
 from safesynthdp.evaluation.inputs import Corpora
-from safesynthdp.evaluation.rows import Row, find, to_mapping
+from safesynthdp.evaluation.rows import Row, decide_publishable, find, to_mapping
 from safesynthdp.evaluation.selftest_corpora import as_records, make_world
 from safesynthdp.evaluation.validity import measure_validity
 
@@ -108,6 +108,33 @@ def test_a_sample_that_another_file_cut_short_reads_that_file(pool: Pairs) -> No
     assert set(row.reads) == {"synthetic", "real", "holdout"}
 
 
+def test_a_comparison_that_the_training_records_cut_short_reads_them(pool: Pairs) -> None:
+    """Its n is their number, which no row for the public may tell."""
+    corpora = Corpora(
+        real=as_records(pool[:57]), synthetic=as_records(pool[900:1200]), holdout=as_records(pool[1200:1300])
+    )
+    rows = measure_fidelity(corpora, settings(), progress=lambda what: None).rows
+    assert {row.n for row in rows if row.name == "frechet" and row.label is None} == {57}
+    assert all("real" in row.reads for row in rows if row.train_on == "synthetic")
+
+
+def test_a_label_that_is_rare_in_training_records_tells_so_to_the_inside_only(pool: Pairs) -> None:
+    goods, rest = ([pair for pair in pool if (pair[1] == "goods") == is_in] for is_in in (True, False))
+    corpora = Corpora(
+        real=as_records(goods[:41] + rest[:459]),
+        synthetic=as_records(goods[100:350] + rest[500:750]),
+        holdout=as_records(goods[350:600] + rest[750:1000]),
+    )
+    rows = decide_publishable(
+        measure_fidelity(corpora, settings(), progress=lambda what: None).rows, holdout_is_public=True
+    )
+    row = only(rows, "mauve", model="tfidf-svd", label="goods")
+    assert "41 records a side" in (row.reason or "")
+    assert "real" in row.reads
+    assert not row.publishable
+    assert only(rows, "mauve", model="tfidf-svd").publishable
+
+
 def test_the_same_records_in_any_number_of_calls_give_the_same_numbers(pool: Pairs) -> None:
     corpora = Corpora(
         real=as_records(pool[:300]), synthetic=as_records(pool[300:400]), holdout=as_records(pool[400:500])
@@ -135,6 +162,11 @@ def test_a_label_with_enough_records_is_compared_alone(pool: Pairs) -> None:
     assert (good.low or 0) > 0.8
     assert (screen.low or 1) < 0.55
     assert 90 < good.n < 120  # half of 210 a side
+    for name in ("mauve", "mauve_star", "frontier_integral", "frechet", "coverage"):
+        for label in ("goods", "screen"):
+            found = only(rows, name, model="tfidf-svd", label=label)
+            assert found.low is not None
+            assert found.ceiling is not None
 
 
 def test_fewer_texts_than_buckets_need_is_a_line_and_not_a_number(pool: Pairs) -> None:
@@ -165,6 +197,14 @@ def test_hostile_text_is_measured(pool: Pairs) -> None:
     assert (only(rows, "duplicate_share", model="exact").low or 0) > 0.2
     for row in rows:
         to_mapping(row)
+
+
+def test_a_few_texts_without_words_cover_nothing(pool: Pairs) -> None:
+    nonsense = [(f"zork{i} blip{i} quux{i}", "goods") for i in range(95)] + [("!?", "goods"), ("", "screen")] * 5
+    corpora = Corpora(real=as_records(pool[:300]), synthetic=as_records(nonsense), holdout=as_records(pool[300:405]))
+    rows = measure(corpora)
+    assert only(rows, "coverage", model="tfidf-svd").value == 0
+    assert (only(rows, "coverage", train_on="real_matched", model="tfidf-svd").value or 0) > 0.8
 
 
 def test_one_label_only_leaves_consistency_out_and_the_rest_in(pool: Pairs) -> None:

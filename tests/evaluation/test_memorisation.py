@@ -13,7 +13,7 @@ from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.longest import longest_common
 from safesynthdp.evaluation.memorisation import Result, measure_memorisation
 from safesynthdp.evaluation.nearest import shares_in_train
-from safesynthdp.evaluation.rows import Row, find
+from safesynthdp.evaluation.rows import Row, decide_publishable, find
 
 Make = Callable[..., Any]
 CHECKS = ("exact_match", "ngram_13", "chars_50")
@@ -219,6 +219,18 @@ def test_ceiling_and_floor_are_fresh_text_and_copies(make_pairs: Make, as_record
         assert sample.ceiling == 0
         assert sample.floor == pytest.approx(0.5, abs=0.1)
         assert "real" in sample.reads
+
+
+def test_no_row_leaves_even_where_the_holdout_is_public(make_pairs: Make, as_records: Make) -> None:
+    """The control beside T' has a floor made of training records, and its size is cut by theirs."""
+    result = measure(
+        Corpora(
+            real=as_records(make_pairs(90, seed=1)), synthetic=as_records(make_pairs(90, seed=2)),
+            holdout=as_records(make_pairs(100, seed=3)),
+        )
+    )  # fmt: skip
+    assert {row.train_on for row in result.rows} == {"real_sample", "holdout", "difference", "real"}
+    assert not any(row.publishable for row in decide_publishable(result.rows, holdout_is_public=True))
 
 
 def test_a_holdout_that_was_trained_on_is_named(make_pairs: Make, as_records: Make) -> None:

@@ -26,7 +26,7 @@ Vectors = NDArray[np.float32]
 
 
 def embed(texts: Sequence[str], *, encoder: Encoder | str | None = None) -> Vectors:
-    """Return the vector of each text, [N, D] float32 with rows of length 1 (0 for a text the encoder sees nothing in).
+    """Return the vector of each text, [N, D] float32 with rows of length 1.
 
     Args:
         texts: The texts; equal ones are computed once.

@@ -204,7 +204,11 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _reduced_tfidf(texts: Sequence[str]) -> Vectors:
-    """Return tf-idf of words and pairs of words, reduced by a truncated SVD, rows of length 1."""
+    """Return tf-idf of words and pairs of words, reduced by a truncated SVD, rows of length 1.
+
+    The last column is 1 for a text without any word that counts. At the origin such a text would be nearer to every
+    real text than most real texts are to each other, and a single one would cover them all.
+    """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -212,11 +216,12 @@ def _reduced_tfidf(texts: Sequence[str]) -> Vectors:
     try:
         features: Any = vectorizer.fit_transform([text[:MAX_CHARACTERS] for text in texts])
     except ValueError:  # no word anywhere
-        return np.zeros((len(texts), 1), dtype=np.float32)
+        return np.ones((len(texts), 1), dtype=np.float32)
     if features.shape[1] > SVD_DIMENSIONS:
         with one_thread():
             features = TruncatedSVD(SVD_DIMENSIONS, random_state=SVD_SEED).fit_transform(features)
     else:
         features = features.toarray()
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(lengths, 1e-12), dtype=np.float32)
+    is_mute = lengths < 1e-9
+    return np.asarray(np.hstack([features / np.where(is_mute, 1.0, lengths), is_mute]), dtype=np.float32)

@@ -11,6 +11,7 @@ from typing import Literal
 from safesynthdp.evaluation.rows import Row, Source
 
 SYNTHETIC, CEILING, BASE = "synthetic", "real_matched", "base_model"
+_NO_CEILING = "no ceiling: the row of real_matched says why"  # which may tell a private count
 _NO_FLOOR = "no floor: it has no worst value, and no --baseline with as many records was given"
 
 
@@ -66,7 +67,7 @@ def rows(
     for train_on, estimate in found.items():
         reason = estimate.reason
         if reason is None and (floor is None or ceiling is None):
-            reason = _NO_FLOOR if ceiling is not None else f"no ceiling: {found[CEILING].reason}"
+            reason = _NO_FLOOR if ceiling is not None else _NO_CEILING
         made.append(
             Row(
                 group=metric.group, name=metric.name, model=model, train_on=train_on, label=label,

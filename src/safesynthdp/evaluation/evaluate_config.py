@@ -27,8 +27,8 @@ class EvaluateConfig:
     """Synthetic text: a file with the columns text and label (or those named below), or a sample run."""
     holdout: str
     """Real records that nothing was trained or tuned on: a file, or a finetune run (what it kept back)."""
-    output_dir: str
-    """Where metrics.json goes: a new directory."""
+    output_dir: str = "evaluation"
+    """Where metrics.json goes: a new directory; one that holds another evaluation is refused."""
     baseline: str | None = None
     """Text of the untuned model (epsilon = 0), from `safesynthdp sample --untuned`: a file or its run."""
     text_column: str = "text"
@@ -81,6 +81,11 @@ class EvaluateConfig:
         Raises:
             ConfigError: With the key, its value and the way out.
         """
+        if not self.output_dir:
+            raise ConfigError("output_dir is empty; give a directory")
+        for role, given in self.columns().items():
+            if given.text == given.label:
+                raise ConfigError(f"label_column={given.label} is the text of {role} too; name the column of the label")
         if not 1 <= self.seeds <= MAX_SEEDS:
             raise ConfigError(f"seeds={self.seeds} is out of range; give 1 to {MAX_SEEDS}")
         for key, value in (("max_train_records", self.max_train_records), ("max_records", self.max_records)):

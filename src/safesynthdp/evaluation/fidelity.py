@@ -10,10 +10,9 @@ Here: which comparisons are made and their rows. Elsewhere: one comparison (fide
 N is the smallest of H, S, T and ``max_records``. ``model`` names the encoder, ``tfidf`` (words and pairs of words) or
 ``words`` (their order unseen) for two-sample tests and divergences; ``words``, ``characters`` or ``tokens`` for
 ``length_ks``; the reference model for ``bits_per_byte``, where ``MODEL (mean)`` has the mean itself and the other the
-distance of the distributions. By label: for labels with at least 200 records a side.
+distance of the distributions. Label by label: fidelity_labels.py.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +21,18 @@ from typing import Any
 import numpy as np
 
 from safesynthdp.evaluation.encoders import Encoder
-from safesynthdp.evaluation.estimates import CEILING, SYNTHETIC, Estimate, Metric, rows
+from safesynthdp.evaluation.estimates import SYNTHETIC, Estimate, Metric, rows
+from safesynthdp.evaluation.fidelity_labels import MAX_LABELS, bits_of_labels, compare_labels, reading_real
 from safesynthdp.evaluation.fidelity_pairs import (
+    BITS,
+    C2ST,
+    COVERAGE,
     DIVERGENCES,
+    FRECHET,
+    LENGTH,
     MAX_QUADRATIC,
+    MEAN_BITS,
+    OF_DIVERGENCE,
     coverage,
     distribution_distance,
     divergences,
@@ -34,26 +41,14 @@ from safesynthdp.evaluation.fidelity_pairs import (
 )
 from safesynthdp.evaluation.form import Floats, count_characters, count_words
 from safesynthdp.evaluation.inputs import Corpora, has_labels
-from safesynthdp.evaluation.jackknife import around
+from safesynthdp.evaluation.jackknife import around, clusters
+from safesynthdp.evaluation.mauve import TEXTS_PER_BUCKET
 from safesynthdp.evaluation.pairs import Pair, draw, make_pairs, matched_size
 from safesynthdp.evaluation.reference_lm import MAX_TEXTS, ReferenceModel
 from safesynthdp.evaluation.rows import Row, Source
 from safesynthdp.records import Records
 
-MIN_PER_LABEL = 200
-MAX_LABELS = 20
 MIN_RECORDS = 20
-C2ST = Metric(group="two_sample", name="c2st_auc", direction="half", worst=1.0)
-FRECHET = Metric(group="divergence", name="frechet", direction="lower", worst=None)
-LENGTH = Metric(group="form", name="length_ks", direction="lower", worst=1.0)
-BITS = Metric(group="form", name="bits_per_byte", direction="lower", worst=1.0)
-MEAN_BITS = Metric(group="form", name="bits_per_byte", direction="lower", worst=None, compares=False)
-COVERAGE = Metric(group="diversity", name="coverage", direction="higher", worst=0.0)
-OF_DIVERGENCE = {
-    "mauve": Metric(group="divergence", name="mauve", direction="higher", worst=0.0),
-    "mauve_star": Metric(group="divergence", name="mauve_star", direction="higher", worst=0.0),
-    "frontier_integral": Metric(group="divergence", name="frontier_integral", direction="lower", worst=1.0),
-}
 Progress = Callable[[str], None]
 Pairs = Mapping[str, Pair]
 
@@ -111,9 +106,12 @@ def measure_fidelity(corpora: Corpora, settings: Settings, *, progress: Progress
     found += _bits(pairs, settings, also_reads=("real", "holdout") if is_cut else ())
     progress("compared lengths and bits per byte")
     if has_labels(corpora.holdout) and has_labels(corpora.synthetic):
-        found += _by_label(pairs, settings)
+        found += compare_labels(pairs, model=settings.encoder.name, buckets=settings.buckets)
         progress("compared label by label")
-    return Result(rows=found, drawn=drawn, warnings=_warnings(corpora, settings, size, found), pairs=pairs)
+    if size == len(corpora.real) < min(len(corpora.holdout), len(corpora.synthetic), settings.max_records):
+        found = reading_real(found)  # n, and so the value, tells how many training records there are
+    warnings = _warnings(corpora, settings, size, found) + _few_distinct(pairs, settings.buckets)
+    return Result(rows=found, drawn=drawn, warnings=warnings, pairs=pairs)
 
 
 def _overall(pairs: Pairs, settings: Settings, progress: Progress) -> list[Row]:
@@ -158,9 +156,9 @@ def _bits(pairs: Pairs, settings: Settings, *, also_reads: tuple[Source, ...]) -
     others = {name: model.bits_per_byte(pair.other.texts) for name, pair in cut.items()}
     distances = {name: distribution_distance(real, other) for name, other in others.items()}
     means = {name: _mean(other) for name, other in others.items()}
-    return rows(BITS, distances, model=model.name) + rows(
-        MEAN_BITS, means, model=f"{model.name} (mean)", also_reads=also_reads
-    )
+    found = rows(BITS, distances, model=model.name)
+    found += rows(MEAN_BITS, means, model=f"{model.name} (mean)", also_reads=also_reads)
+    return found + bits_of_labels(cut, real, others, model=model.name)
 
 
 def _mean(values: Floats) -> Estimate:
@@ -178,41 +176,6 @@ def _without(metric: Metric, pairs: Pairs, model: str | None, why: str | None) -
     return rows(metric, estimates, model=model)
 
 
-def _by_label(pairs: Pairs, settings: Settings) -> list[Row]:
-    found, counts = list[Row](), Counter(pairs[SYNTHETIC].real.labels)
-    for label, _ in counts.most_common(MAX_LABELS):
-        parts = {name: pair.of_label(label) for name, pair in pairs.items()}
-        size = min(len(parts[name]) for name in (SYNTHETIC, CEILING))
-        if size < MIN_PER_LABEL:
-            found += _too_few(label, {name: parts[name] for name in (SYNTHETIC, CEILING)}, settings)
-            continue
-        found += _of_label(
-            label, {name: part.first(size) for name, part in parts.items() if len(part) >= size}, settings
-        )
-    return found
-
-
-def _of_label(label: str, parts: Pairs, settings: Settings) -> list[Row]:
-    name = settings.encoder.name
-    found = rows(C2ST, _each(parts, partial(two_sample, on="embeddings")), model=name, label=label)
-    found += rows(C2ST, _each(parts, partial(two_sample, on="tfidf")), model="tfidf", label=label)
-    by_set = {role: divergences(part, buckets=settings.buckets, seeds=1) for role, part in parts.items()}
-    found += rows(OF_DIVERGENCE["mauve"], {role: of["mauve"] for role, of in by_set.items()}, model=name, label=label)
-    found += rows(COVERAGE, _each(parts, coverage), model=name, label=label)
-    lengths = _each(parts, partial(_length_distance, count=count_words))
-    return found + rows(LENGTH, lengths, model="words", label=label)
-
-
-def _too_few(label: str, parts: Pairs, settings: Settings) -> list[Row]:
-    size = min(len(part) for part in parts.values())
-    reason = f"{size} records a side have this label; {MIN_PER_LABEL} are needed"
-    estimates = dict.fromkeys(parts, Estimate(value=None, n=size, reason=reason))
-    found = list[Row]()
-    for metric in (C2ST, OF_DIVERGENCE["mauve"], COVERAGE):
-        found += rows(metric, estimates, model=settings.encoder.name, label=label)
-    return found + rows(LENGTH, estimates, model="words", label=label)
-
-
 def _warnings(corpora: Corpora, settings: Settings, size: int, found: Sequence[Row]) -> list[str]:
     lines = list(settings.encoder.warnings)
     if settings.reference is None:
@@ -224,3 +187,12 @@ def _warnings(corpora: Corpora, settings: Settings, size: int, found: Sequence[R
     if mauve is not None:
         lines.append(f"mauve is left out: {mauve.reason}")
     return lines
+
+
+def _few_distinct(pairs: Pairs, buckets: int) -> list[str]:
+    """Say where the two sides together hold fewer texts than there are buckets: the rest stay empty."""
+    both = pairs[SYNTHETIC]
+    count = int(clusters([*both.real.texts, *both.other.texts]).max()) + 1
+    if count >= buckets or len(both) < TEXTS_PER_BUCKET * buckets:
+        return []
+    return [f"mauve: holdout and synthetic hold {count} distinct texts, too few to fill {buckets} buckets"]

@@ -1,7 +1,8 @@
 """What one pair (holdout, other text) gives: two-sample AUC, divergences, lengths, coverage.
 
-Here: each number with its interval, on one pair. Elsewhere: the formulas (c2st.py, mauve.py, frechet.py, coverage.py,
-form.py), which pairs there are and their rows (fidelity.py). Shapes: N texts a side, K buckets.
+Here: what each number is called, and the number with its interval on one pair. Elsewhere: the formulas (c2st.py,
+mauve.py, frechet.py, coverage.py, form.py), which pairs there are and their rows (fidelity.py, fidelity_labels.py).
+Shapes: N texts a side, K buckets.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from safesynthdp.evaluation.auc import Auc
 from safesynthdp.evaluation.c2st import judge_on_embeddings, judge_on_words
 from safesynthdp.evaluation.coverage import NEIGHBOURS, covered
-from safesynthdp.evaluation.estimates import Estimate
+from safesynthdp.evaluation.estimates import Estimate, Metric
 from safesynthdp.evaluation.form import Floats, ks_distance, ks_interval
 from safesynthdp.evaluation.frechet import error_of_distance, frechet_distance
 from safesynthdp.evaluation.intervals import effective_size, wilson
@@ -21,6 +22,17 @@ from safesynthdp.evaluation.pairs import Pair
 DIVERGENCES = ("mauve", "mauve_star", "frontier_integral")
 MAX_QUADRATIC = 2_000
 NEIGHBOUR_INFLATION = 1.5
+C2ST = Metric(group="two_sample", name="c2st_auc", direction="half", worst=1.0)
+FRECHET = Metric(group="divergence", name="frechet", direction="lower", worst=None)
+LENGTH = Metric(group="form", name="length_ks", direction="lower", worst=1.0)
+BITS = Metric(group="form", name="bits_per_byte", direction="lower", worst=1.0)
+MEAN_BITS = Metric(group="form", name="bits_per_byte", direction="lower", worst=None, compares=False)
+COVERAGE = Metric(group="diversity", name="coverage", direction="higher", worst=0.0)
+OF_DIVERGENCE = {
+    "mauve": Metric(group="divergence", name="mauve", direction="higher", worst=0.0),
+    "mauve_star": Metric(group="divergence", name="mauve_star", direction="higher", worst=0.0),
+    "frontier_integral": Metric(group="divergence", name="frontier_integral", direction="lower", worst=1.0),
+}
 
 
 def two_sample(pair: Pair, *, on: str) -> Estimate:
@@ -61,10 +73,16 @@ def divergences(pair: Pair, *, buckets: int, seeds: int) -> dict[str, Estimate]:
     return estimates
 
 
-def frechet(pair: Pair) -> Estimate:
-    """Return the Frechet distance of the embeddings, with its jackknife interval."""
+def frechet(pair: Pair, *, corrected: bool = True) -> Estimate:
+    """Return the Frechet distance of the embeddings, with its jackknife interval.
+
+    Args:
+        pair: Both sides.
+        corrected: Take off what the jackknife counts twice; without it the interval is wider, and found much sooner.
+    """
     value = frechet_distance(pair.real_ND, pair.other_ND)
-    low, high = around(value, error_of_distance(pair.real_ND, pair.other_ND, pair.groups()), high=np.inf)
+    error = error_of_distance(pair.real_ND, pair.other_ND, pair.groups(), corrected=corrected)
+    low, high = around(value, error, high=np.inf)
     return Estimate(value=value, low=low, high=high, n=len(pair))
 
 

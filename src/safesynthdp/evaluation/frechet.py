@@ -61,11 +61,13 @@ def between(first: Moments, second: Moments) -> float:
     return max(0.0, float(((mean_1 - mean_2) ** 2).sum() + spread))
 
 
-def error_of_distance(first_ND: Points, second_ND: Points, groups: tuple[NDArray[np.intp], NDArray[np.intp]]) -> float:
+def error_of_distance(
+    first_ND: Points, second_ND: Points, groups: tuple[NDArray[np.intp], NDArray[np.intp]], *, corrected: bool = True
+) -> float:
     """Return the jackknife standard error; groups are left out on both sides, [N] each.
 
-    Above 512 dimensions the correction for second-order terms is left out: it would take minutes, and without it the
-    interval is too wide, never too narrow.
+    Above 512 dimensions the correction for second-order terms is left out even if it is wanted: it would take minutes,
+    and without it the interval is too wide, never too narrow.
     """
     sides = (first_ND, second_ND)
     names = np.union1d(*groups).tolist()
@@ -82,4 +84,4 @@ def error_of_distance(first_ND: Points, second_ND: Points, groups: tuple[NDArray
 
     with one_thread():
         is_small = first_ND.shape[1] <= MAX_CORRECTED_DIMENSIONS
-        return float(standard_error(measure, names, corrected=is_small)[0])
+        return float(standard_error(measure, names, corrected=corrected and is_small)[0])

@@ -227,7 +227,7 @@ def _run_suspicions(inputs: Mapping[str, Input]) -> list[str]:
         found.append("synthetic: was sampled from the untuned model, which saw no record; give it as --baseline")
     trained = None if sample is None else parent_of(sample, kind="finetune")
     if trained is not None and real is not None and trained.manifest["run_id"] != real.manifest["run_id"]:
-        found.append("real: is another run than the one that synthetic was sampled from; memorisation is not measured")
+        found.append("real: is another run than the one that synthetic was sampled from; its copies stay unseen")
     if holdout is not None and real is not None and holdout.manifest["run_id"] != real.manifest["run_id"]:
         found.append("holdout: belongs to another run than real; check that real was not trained on it")
     return found

@@ -36,19 +36,25 @@ def show_likeness(rows: Rows, screen: Console) -> None:
         table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     table.add_column("n a side", justify="right", no_wrap=True)
     table.add_column("better", no_wrap=True)
+    real = {_about(row): row["value"] for row in rows if row["train_on"] == "real_matched"}
     for row in chosen:
         if row["value"] is not None:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row, real.get(_about(row))))
     screen.print(table)
 
 
-def _cells(row: dict[str, Any]) -> list[str | Text]:
+def _about(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["group"], row["name"], row["model"], row["label"]
+
+
+def _cells(row: dict[str, Any], real: float | None) -> list[str | Text]:
+    """The real-real value comes from its own row where the row itself may be published and so has lost it."""
     interval = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
     return [
         row["name"],
         Text("".join(c if c.isprintable() else "?" for c in row["model"] or "")),
         f"{row['value']:.3f}{interval}",
-        _number(row["ceiling"]),
+        _number(real if row["ceiling"] is None else row["ceiling"]),
         _number(row["floor"]),
         str(row["n"]),
         _BETTER[row["direction"]],

@@ -93,7 +93,7 @@ def _rows(synthetic: _Measured, fresh: _Measured, copy: _Measured, texts: Sequen
     parts: tuple[tuple[str, Floats, tuple[Source, ...], float, float], ...] = (
         ("real_sample", synthetic.sample, ("synthetic", "real"), fresh.mean(fresh.sample), copy.mean(copy.sample)),
         (
-            "holdout", synthetic.holdout, ("synthetic", "holdout"),
+            "holdout", synthetic.holdout, ("synthetic", "real", "holdout"),
             fresh.mean(fresh.sample), copy.mean(copy.holdout),
         ),
         ("difference", both, ("synthetic", "real", "holdout"), 0.0, copy.mean(copy.sample - copy.holdout)),

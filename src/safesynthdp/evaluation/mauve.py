@@ -86,11 +86,16 @@ def quantise(first_ND: NDArray[np.float32], second_ND: NDArray[np.float32], *, b
     """Return the bucket of every text of both sides, [2 N] (first, then second).
 
     Rows are L2-normalised, reduced by PCA to 90 % of the variance, and clustered together by k-means with 5 restarts.
+    With fewer distinct points than buckets some buckets stay empty (fidelity.py says so).
     """
+    import warnings
+
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     restarts: Any = NUM_RESTARTS
-    with one_thread():
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         reduced = _reduce(np.concatenate([first_ND, second_ND]), seed=seed)
         model = KMeans(n_clusters=buckets, n_init=restarts, max_iter=MAX_ITERATIONS, random_state=CLUSTER_SEED + seed)
         return np.asarray(model.fit_predict(reduced), dtype=np.intp)

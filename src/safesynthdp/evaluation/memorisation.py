@@ -10,7 +10,7 @@ Rows have the group ``memorisation`` and the name ``exact_match``, ``ngram_13`` 
 records that the synthetic texts S are compared with:
 
     real_sample   share of S that shares something with T'
-    holdout       the same with H: the control
+    holdout       the same with H: the control. It reads T too: its floor is copies of T, and T decides how much of H
     difference    the first minus the second, in pairs; above 0 means memorisation
     real          how many records of S (a count, not a share) share something with any record of T
 
@@ -45,6 +45,7 @@ from safesynthdp.records import canonical_text
 NUM_DRAWS = 20
 MASK_SEED = 7_200
 COPY_SHARE = 0.5
+_ALL: tuple[Source, ...] = ("synthetic", "real", "holdout")
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -131,12 +132,12 @@ def _rows(check: Check, corpora: Corpora, rates: Sequence[_Rates], *, is_possibl
     size = len(synthetic.real)
     rows = [
         _row(check, "real_sample", synthetic.sample, witnesses, ("synthetic", "real"), fresh.sample, copy.sample),
-        _row(check, "holdout", synthetic.holdout, witnesses, ("synthetic", "holdout"), fresh.sample, copy.holdout),
+        _row(check, "holdout", synthetic.holdout, witnesses, _ALL, fresh.sample, copy.holdout),
     ]
     low, high = paired_difference(synthetic.sample, synthetic.holdout, effective_n=witnesses)
     rows.append(
         replace(
-            rows[0], train_on="difference", low=low, high=high, reads=("synthetic", "real", "holdout"),
+            rows[0], train_on="difference", low=low, high=high, reads=_ALL,
             value=_mean(synthetic.sample) - _mean(synthetic.holdout),
             ceiling=0.0, floor=_mean(copy.sample) - _mean(copy.holdout),
         )

@@ -15,7 +15,7 @@ from safesynthdp.evaluation.downstream import FAMILIES
 from safesynthdp.evaluation.likeness_table import show_likeness, show_verdict
 from safesynthdp.evaluation.overlap import CHECKS
 
-MIN_WIDTH = 100
+MIN_WIDTH = 128
 FAMILIES_A_TABLE = 3
 _TRAINED_ON = {
     "synthetic": "synthetic",

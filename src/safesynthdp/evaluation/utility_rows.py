@@ -68,7 +68,7 @@ class UtilityTable:
             ("macro_f1", found.macro_f1, found.macro_f1_D),
         ):
             low, high = percentile(draws)
-            if name == "accuracy" and low == high:  # all right or all wrong: the bootstrap sees no variation
+            if low == high:  # all right or all wrong: the bootstrap sees no variation
                 low, high = wilson(value * size, size)
             rows.append(
                 Row(
@@ -106,6 +106,9 @@ class UtilityTable:
         if theirs.accuracy_D.min() > 0:
             value = ours.accuracy / theirs.accuracy
             interval = percentile(ours.accuracy_D / theirs.accuracy_D)
+            if ours.accuracy == theirs.accuracy == 1:  # as above: no draw errs, and other records might
+                least = wilson(len(self.tests[family]), len(self.tests[family]))[0]
+                interval = (least, 1 / least)
         return Row(
             group="utility", name="accuracy_ratio", model=family, train_on=to, value=value,
             low=interval[0], high=interval[1], n=len(self.tests[family]),

@@ -29,7 +29,7 @@ FOREIGN_COVERAGE = 0.6
 INVALID_MARGIN = 0.02
 
 SAYS = {
-    "verbatim_copy": "most synthetic texts are copies of training records; no other number here means anything",
+    "verbatim_copy": "most synthetic texts are copies of real records; no other number here means anything",
     "memorised_text": "synthetic texts share more with training records than with the holdout; look for copied text",
     "label_collapse": "the labels are not mixed as in real text",
     "label_noise": "the labels do not fit the texts: a classifier of real text disagrees with them",
@@ -99,8 +99,11 @@ def find_faults(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _copy(table: Rows, _: Mapping[str, Any]) -> list[Row]:
+    """Copies of training records; or of the holdout, which then was no holdout."""
     counts = table.counts("exact_match")
-    return [row for row in counts if _value(row) >= COPY_SHARE * row.n]
+    control = table.one("exact_match", train_on="holdout")
+    found = [row for row in counts if _value(row) >= COPY_SHARE * row.n]
+    return found + ([control] if control is not None and _value(control) >= COPY_SHARE else [])
 
 
 def _memorised(table: Rows, found: Mapping[str, Any]) -> list[Row]:
