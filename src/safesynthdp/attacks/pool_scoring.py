@@ -14,14 +14,10 @@ from typing import Any
 from safesynthdp.attacks.command import AUDIT, SCORES
 from safesynthdp.attacks.pool import Pool
 from safesynthdp.config import parse
-from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.errors import ClaimRefuted, ConfigError
 from safesynthdp.privacy.storage import write_json
 
 RISK, ROC = "record_risk.parquet", "roc.json"
-
-
-class ClaimRefuted(SafeSynthError):
-    """An audit refutes what a release claims. Exit code 1; everything is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
