@@ -55,6 +55,18 @@ def test_a_repeated_canary_is_ahead_of_all_candidates_and_one_that_was_out_is_no
     assert max(row["score"] for row in rows if not row["member"]) < 1.0
 
 
+def test_a_canary_is_ranked_among_candidates_of_its_own_kind(planned: Planned) -> None:
+    pool = planned("--text_canaries.count=20")
+    release(pool, lambda record_id: False)
+    found = exposure_table(pool, audited_texts(pool))
+    assert found is not None
+    kind_of = {r["record_id"]: r["canary_kind"] for r in pq.read_table(pool.path / "records.parquet").to_pylist()}
+    for kind, size in (("random_tokens", 30), ("text_suffix", 20)):
+        bits = [row["score"] for row in found.to_pylist() if kind_of[row["record_id"]] == kind]
+        assert len(bits) == 3 * size
+        assert np.exp2(-np.asarray(bits)).mean() > 0.5 - 4 / math.sqrt(12 * size), "else told apart by the format"
+
+
 @pytest.mark.parametrize("kind", ["random_tokens", "text_suffix"])
 def test_without_a_leak_the_rank_of_a_canary_is_that_of_any_candidate(kind: str, planned: Planned) -> None:
     pool = planned(f"--canaries.kind={kind}")

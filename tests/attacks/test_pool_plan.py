@@ -188,6 +188,10 @@ def test_a_pool_without_two_units_to_audit_is_refused() -> None:
         (["--recipe=nowhere.yaml"], "config=nowhere.yaml is not a file"),
         (["--canaries.kind=sampled", "--canaries.count=5"], "canaries.texts_file=None with canaries.kind=sampled"),
         (["--canaries.texts_file=x.csv"], "canaries.texts_file=x.csv with canaries.kind=random_tokens"),
+        (
+            ["--canaries.kind=text_suffix", "--canaries.count=5", "--text_canaries.count=5"],
+            "text_canaries.kind=text_suffix: canaries has it too",
+        ),
         (["--primary=lirra"], "primary=lirra gets no verdict here; name one of loss, zlib"),
         (["--primary=match_8"], "primary=match_8 gets no verdict here"),
         (["--primary=lira", "--channels=[text]"], "primary=lira gets no verdict here; name one of ngram2_domias"),
@@ -234,6 +238,15 @@ def test_the_text_of_a_canary_is_in_no_reference_corpus_and_no_population(plan: 
     outside = [pq.read_table(path)["text"].to_pylist() for path in (pool.reference_file, pool.population_file)]
     assert all(outside)
     assert not {canonical_text(text) for text in texts} & {canonical_text(text) for some in outside for text in some}
+
+
+def test_each_channel_has_canaries_of_its_own(plan: Plan) -> None:
+    pool = plan("--canaries.count=6", "--text_canaries.count=7", "--text_canaries.repeats=2")
+    roles = [row for row in pq.read_table(pool.path / "records.parquet").to_pylist() if row["role"] == "canary"]
+    found = [(row["canary_kind"], row["group_size"]) for row in roles]
+    assert (found.count(("random_tokens", 1)), found.count(("text_suffix", 2))) == (6, 7)
+    kinds = pq.read_table(pool.candidates_file)["kind"].to_pylist()
+    assert (kinds.count("random_tokens"), kinds.count("text_suffix")) == (1023, 1023)
 
 
 def test_sampled_canaries_are_the_texts_that_were_brought(plan: Plan, tmp_path: Path, capsys: Capture) -> None:

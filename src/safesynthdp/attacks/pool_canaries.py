@@ -4,9 +4,10 @@ Here: where the texts of each kind come from. Elsewhere: how they are made (cana
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from safesynthdp.attacks.canaries import Canary, make_canaries
-from safesynthdp.attacks.pool_config import PoolConfig
+from safesynthdp.attacks.pool_config import CanaryConfig, PoolConfig
 from safesynthdp.attacks.reference_attacks import MIN_CANDIDATES
 from safesynthdp.attacks.shard_spec import derived_seed
 from safesynthdp.errors import DataError
@@ -18,49 +19,49 @@ INVENTED = ("random_tokens", "text_suffix")
 """Kinds of which there are as many fresh candidates as are asked for; of the others the texts run out."""
 
 
-def make_canaries_of(config: PoolConfig, split: Split) -> Sequence[Canary]:
-    """Return the canaries that a plan asks for.
+def make_canaries_of(config: PoolConfig, split: Split) -> list[Canary]:
+    """Return the canaries that a plan asks for, of both kinds.
 
     Raises:
-        ConfigError: If the kind does not exist or finds too little text.
+        ConfigError: If a kind does not exist or finds too little text.
         DataError: If the file of texts cannot be used; the message names row and file, never a text.
     """
-    asked = config.canaries
-    if not asked.count:
-        return []
+    return [canary for asked in _asked(config) for canary in _made(asked, split, seed=config.seed)]
+
+
+def candidates_of(config: PoolConfig, split: Split) -> list[tuple[str, str]]:
+    """Return (kind, text) of fresh texts of the canaries' formats, in no model, for their exposure.
+
+    Drawn as the canaries are, from the same words, under another seed: without a leak a canary's rank among them is
+    uniform. None where the text channel is not attacked, or of a kind that has no fresh ones (``INVENTED``).
+    """
+    found = list[tuple[str, str]]()
+    for asked in _asked(config):
+        if asked.kind not in INVENTED or "text" not in config.channels:
+            continue
+        many = replace(asked, count=MIN_CANDIDATES - 1, repeats=1)
+        fresh = [made.text for made in _made(many, split, seed=derived_seed("candidates", config.seed, 0))]
+        if not {made.text for made in _made(asked, split, seed=config.seed)}.isdisjoint(fresh):
+            raise DataError(f"canaries.kind={asked.kind}: a fresh candidate is a canary; give another seed")
+        found += [(asked.kind, text) for text in fresh]
+    return found
+
+
+def _asked(config: PoolConfig) -> list[CanaryConfig]:
+    return [asked for asked in (config.canaries, config.text_canaries) if asked.count]
+
+
+def _made(asked: CanaryConfig, split: Split, *, seed: int) -> Sequence[Canary]:
     is_brought = asked.texts_file is not None
     return make_canaries(
         asked.kind,
         asked.count,
-        seed=config.seed,
+        seed=seed,
         labels=split.train.label_set,
         texts=written_texts(asked.texts_file) if asked.texts_file is not None else split.holdout.texts,
         text_labels=None if is_brought else split.holdout.labels,
         group_size=asked.repeats,
     )
-
-
-def candidates_of(config: PoolConfig, split: Split) -> list[str]:
-    """Return fresh texts of the canaries' format, in no model: with any canary they are R of an exposure.
-
-    Drawn as the canaries are, from the same words, under another seed: without a leak a canary's rank among them is
-    uniform. Empty where the text channel is not attacked, or the kind has no fresh ones (``INVENTED``).
-    """
-    asked = config.canaries
-    if not asked.count or asked.kind not in INVENTED or "text" not in config.channels:
-        return []
-    texts = [*split.holdout.texts, *(canary.text for canary in make_canaries_of(config, split))]
-    fresh = make_canaries(
-        asked.kind,
-        MIN_CANDIDATES - 1,
-        seed=derived_seed("candidates", config.seed, 0),
-        labels=split.train.label_set,
-        texts=split.holdout.texts,
-    )
-    known = set(texts)
-    if any(candidate.text in known for candidate in fresh):
-        raise DataError(f"canaries.kind={asked.kind}: a fresh candidate is a canary or a record; give another seed")
-    return [candidate.text for candidate in fresh]
 
 
 def without_copies(records: Records, texts: Iterable[str]) -> Records:

@@ -101,6 +101,8 @@ class PoolConfig:
     and reaches no false-positive rate below 1 / (their number + 1). 0 = none."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     """Made-up records that are audited too."""
+    text_canaries: CanaryConfig = field(default_factory=lambda: CanaryConfig(kind="text_suffix"))
+    """More of them, of a kind that suits the channel text: what lights up a model is weak in released text."""
     primary: str | None = None
     """The one attack, such as lira, that has the whole alpha of its channel, named before any score is seen; null = all
     attacks share it."""
@@ -123,21 +125,32 @@ class PoolConfig:
                 raise ConfigError(f"{name} is empty; give a path")
         if self.num_models % 2 or not 2 <= self.num_models <= MAX_MODELS:
             raise ConfigError(f"num_models={self.num_models}: give an even number from 2 to {MAX_MODELS}")
-        if self.num_audit < 0 or self.num_audit + self.canaries.count < 2:
+        if self.num_audit < 0 or self.num_audit + self.num_canaries < 2:
             raise ConfigError(f"num_audit={self.num_audit}: audit two records or more, natural ones or canaries")
         if self.num_population < 0:
             raise ConfigError(f"num_population={self.num_population}: give 0 or more")
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ConfigError(f"channels={self.channels}: name model, text, or both, each once")
-        if self.target_run is not None and (self.canaries.count or not self.with_target):
-            raise ConfigError(
-                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count "
-                "and with_target=false"
-            )
+        self._check_canaries()
         if self.primary is not None:
             check_primary(self.primary, channels=self.channels)
         if self.num_processes < 1:
             raise ConfigError(f"num_processes={self.num_processes}: give a whole number above 0")
+
+    def _check_canaries(self) -> None:
+        """Refuse canaries that cannot be told apart, or that nobody would hold."""
+        if self.canaries.count and self.text_canaries.count and self.canaries.kind == self.text_canaries.kind:
+            raise ConfigError(f"text_canaries.kind={self.text_canaries.kind}: canaries has it too; give another kind")
+        if self.target_run is not None and (self.num_canaries or not self.with_target):
+            raise ConfigError(
+                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count, "
+                "text_canaries.count and with_target=false"
+            )
+
+    @property
+    def num_canaries(self) -> int:
+        """Canaries of both kinds."""
+        return self.canaries.count + self.text_canaries.count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,8 +50,8 @@ class AuditPlan:
     """What no model is trained on."""
     population: Records
     """Of these, what every model scores."""
-    candidates: Sequence[str]
-    """Fresh texts of the canaries' format, in no model, for their exposure."""
+    candidates: Sequence[tuple[str, str]]
+    """(kind, text) of fresh texts of the canaries' formats, in no model, for their exposure."""
     target: ExistingRun | None
     label_set: tuple[str, ...]
     label_set_is_public: bool
@@ -143,7 +143,10 @@ def write_plan(plan: AuditPlan) -> Pool:
     named = {"record_id": list(plan.population.record_ids)}
     named |= {"text": list(plan.population.texts), "label": list(plan.population.labels)}
     _write_table(pool.population_file, pa.table({name: pa.array(cells, pa.string()) for name, cells in named.items()}))
-    _write_table(pool.candidates_file, pa.table({"text": pa.array(list(plan.candidates), pa.string())}))
+    kinds, fresh = ([pair[place] for pair in plan.candidates] for place in (0, 1))
+    _write_table(
+        pool.candidates_file, pa.table({"kind": pa.array(kinds, pa.string()), "text": pa.array(fresh, pa.string())})
+    )
     _write_table(run.path / RECORDS, _records_table(plan))
     units = {record.record_id: record.unit_id for record in plan.data.audited}
     bits = assignment_table(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safesynthdp.attacks.command import AUDIT, SCORES
 from safesynthdp.attacks.pool import Pool
@@ -33,6 +33,8 @@ class ScorePoolConfig:
     """The one attack, named in advance, that has the whole alpha; null = the plan's, or else all share it."""
     attacks: list[str] | None = None
     """Names of attacks; null = all that the signals allow."""
+    variance: Literal["shrunk", "per_record", "global"] = "shrunk"
+    """How LiRA estimates the spread of a record's signal."""
     seed: int = 0
     """Of the text baseline's draw and folds; not a secret."""
     json: bool = False
@@ -93,6 +95,7 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
         models=tables.models.filter(tables.models["status"].to_numpy(zero_copy_only=False) == "done"),
         population=tables.population,
         attacks=asked,
+        variance=config.variance,
         alpha=config.alpha,
         primary=primary,
         num_epochs=tables.num_epochs,
@@ -121,6 +124,8 @@ def chosen_in_advance(pool: Pool, config: ScorePoolConfig) -> tuple[str | None, 
     notes = list[str]()
     if planned is None and config.primary is not None:
         notes.append(f"primary={config.primary} {_UNPLANNED}")
+    if config.variance != "shrunk":
+        notes.append(f"variance={config.variance} {_UNPLANNED}")
     if config.attacks is not None:
         notes.append(f"attacks={','.join(config.attacks)} {_UNPLANNED}")
     return config.primary or planned, notes
