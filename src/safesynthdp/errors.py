@@ -17,6 +17,10 @@ class Preempted(SafeSynthError):
     exit_code = 75
 
 
+class ClaimRefuted(SafeSynthError):
+    """An audit refutes what is claimed. Exit code 1; everything was printed or written before."""
+
+
 class ReportedElsewhere(SafeSynthError):
     """Another process of the same run says what happened; this one ends without a word."""
 

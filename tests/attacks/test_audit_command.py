@@ -42,13 +42,13 @@ def coin_rows(num: int = 400, *, leak: float = 0.0, seed: int = 0) -> list[Row]:
 
 
 def answer(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Run with --json; stdout must be one strict JSON object and stderr empty."""
-    assert run(main, [*argv, "--json"]) == 0, capsys.readouterr().err
+    """Run with --json; stdout must be one strict JSON object, and a refuted claim alone is a failure."""
+    code = run(main, [*argv, "--json"])
     out, err = capsys.readouterr()
-    assert err == ""
-    assert out.count("\n") == 1
+    assert out.count("\n") == 1, err
     value = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert isinstance(value, dict)
+    assert (code, err[:28]) == ((1, "error: the claim of epsilon ") if value["verdict"] == "refuted" else (0, ""))
     return value
 
 
@@ -85,6 +85,21 @@ def test_a_claim_moves_the_p_value_to_it_and_adds_a_verdict(capsys: pytest.Captu
     assert (facts["epsilon_claimed"], facts["verdict"]) == (1.0, "consistent")
     assert answer([*ONE_RUN, "--claimed_epsilon", "0.5"], capsys)["verdict"] == "refuted"
     assert answer([*ONE_RUN, "--claimed_epsilon", "8"], capsys)["verdict"] == "no_power"
+
+
+def test_a_refuted_claim_is_an_exit_code_for_scripts_after_everything_was_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_csv(tmp_path / "x.csv", coin_rows(1000, leak=6.0))
+    for argv in (ONE_RUN, TRIALS, ["scores", path]):
+        assert run(main, [*argv, "--claimed_epsilon", "0.5"]) == 1
+        out, err = capsys.readouterr()
+        assert "claim epsilon 0.5: refuted" in out
+        assert err.startswith("error: the claim of epsilon 0.5 at delta 1e-05 is refuted: epsilon is at least ")
+        assert err.count("\n") == 1
+        assert run(main, [*argv, "--claimed_epsilon", "9"]) == 0
+        assert run(main, argv) == 0, "no claim, nothing to refute"
+        capsys.readouterr()
 
 
 def test_clopper_pearson_prints_its_inputs_its_limits_and_its_bounds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from safesynthdp.attacks.claimed_curve import check_claim
 from safesynthdp.attacks.claims import Claim, claim_of_release, gaussian_epsilon
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.ledger import Ledger
@@ -61,6 +62,21 @@ def test_the_curve_is_that_of_the_steps_where_they_are_all_there_is_and_of_the_p
     assert pair is not None
     assert steps(0.1) > pair(0.1) + 0.1, "the pair allows an attacker more"
     assert Claim(epsilon=None, delta=None).tradeoff is None
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        Claim(epsilon=720.0, delta=1e-5),
+        Claim(epsilon=5e4, delta=1e-5),
+        Claim(epsilon=5e4, delta=1e-5, noise_multiplier=0.02, sample_rate=0.1, steps=100),
+    ],
+)
+def test_a_claim_so_large_that_no_float_holds_its_ratio_allows_every_attack(claim: Claim) -> None:
+    assert claim.tradeoff is not None
+    assert [claim.tradeoff(rate) for rate in (1e-4, 0.1)] == [0.0, 0.0]
+    counts = {"false_positives": 0, "nonmembers": 500, "false_negatives": 0, "members": 500}
+    assert check_claim(**counts, tradeoff=claim.tradeoff, alpha=0.05).verdict == "no_power"
 
 
 def test_the_claim_of_a_run_is_read_from_its_ledger(finished_run: RunDirectory) -> None:

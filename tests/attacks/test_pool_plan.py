@@ -14,15 +14,17 @@ from safesynthdp.attacks.assignment import members
 from safesynthdp.attacks.command import main
 from safesynthdp.attacks.pool import Pool
 from safesynthdp.attacks.pool_data import compose
+from safesynthdp.attacks.pool_scoring import ScorePoolConfig, chosen_in_advance
 from safesynthdp.attacks.shard_spec import ShardSpec, recipe_hash
 from safesynthdp.attacks.shard_stages import audited_records, training_config
 from safesynthdp.cli import run
 from safesynthdp.errors import DataError, UserError
-from safesynthdp.records import DataConfig, Records, Split, load_split
+from safesynthdp.records import DataConfig, Records, Split, canonical_text, load_split
 from safesynthdp.runs import RunDirectory
 from safesynthdp.sources import read_file
 
 Plan = Callable[..., Pool]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -184,6 +186,15 @@ def test_a_pool_without_two_units_to_audit_is_refused() -> None:
         (["--num_audit=0"], "num_audit=0: audit two records or more"),
         (["--overrides=[--data.membership_file=x.parquet]"], "data.membership_file is set in the recipe"),
         (["--recipe=nowhere.yaml"], "config=nowhere.yaml is not a file"),
+        (["--canaries.kind=sampled", "--canaries.count=5"], "canaries.texts_file=None with canaries.kind=sampled"),
+        (["--canaries.texts_file=x.csv"], "canaries.texts_file=x.csv with canaries.kind=random_tokens"),
+        (
+            ["--canaries.kind=text_suffix", "--canaries.count=5", "--text_canaries.count=5"],
+            "text_canaries.kind=text_suffix: canaries has it too",
+        ),
+        (["--primary=lirra"], "primary=lirra gets no verdict here; name one of loss, zlib"),
+        (["--primary=match_8"], "primary=match_8 gets no verdict here"),
+        (["--primary=lira", "--channels=[text]"], "primary=lira gets no verdict here; name one of ngram2_domias"),
     ],
 )
 def test_a_plan_that_cannot_be_meant_is_refused(
@@ -216,6 +227,55 @@ def test_an_audit_of_another_plan_is_taken_away_and_one_of_the_same_plan_stays(p
     assert audit.is_file()
     plan("--num_models=6")
     assert not audit.exists(), "it is about four models"
+
+
+@pytest.mark.parametrize("kind", ["natural", "mislabelled"])
+def test_the_text_of_a_canary_is_in_no_reference_corpus_and_no_population(plan: Plan, kind: str) -> None:
+    pool = plan(f"--canaries.kind={kind}", "--canaries.count=8")
+    texts = pq.read_table(pool.training_file)["text"].to_pylist()
+    roles = pq.read_table(pool.path / "records.parquet").to_pylist()
+    assert sum(row["role"] == "canary" for row in roles) == 8
+    outside = [pq.read_table(path)["text"].to_pylist() for path in (pool.reference_file, pool.population_file)]
+    assert all(outside)
+    assert not {canonical_text(text) for text in texts} & {canonical_text(text) for some in outside for text in some}
+
+
+def test_each_channel_has_canaries_of_its_own(plan: Plan) -> None:
+    pool = plan("--canaries.count=6", "--text_canaries.count=7", "--text_canaries.repeats=2")
+    roles = [row for row in pq.read_table(pool.path / "records.parquet").to_pylist() if row["role"] == "canary"]
+    found = [(row["canary_kind"], row["group_size"]) for row in roles]
+    assert (found.count(("random_tokens", 1)), found.count(("text_suffix", 2))) == (6, 7)
+    kinds = pq.read_table(pool.candidates_file)["kind"].to_pylist()
+    assert (kinds.count("random_tokens"), kinds.count("text_suffix")) == (1023, 1023)
+
+
+def test_sampled_canaries_are_the_texts_that_were_brought(plan: Plan, tmp_path: Path, capsys: Capture) -> None:
+    brought = [f"a model wrote line {i}" for i in range(20)]
+    (tmp_path / "written.csv").write_text("\n".join(["text", *brought, ""]))
+    pool = plan("--canaries.kind=sampled", "--canaries.count=8", f"--canaries.texts_file={tmp_path / 'written.csv'}")
+    texts = pq.read_table(pool.training_file)["text"].to_pylist()
+    assert len(set(texts) & set(brought)) == 8
+    (tmp_path / "written.csv").write_text('text\nmy secret\n" "\n')
+    flags = ["--canaries.kind=sampled", "--canaries.count=1", f"--canaries.texts_file={tmp_path / 'written.csv'}"]
+    argv = ["plan", "--output_dir", str(tmp_path / "other"), "--recipe", str(tmp_path / "recipe.yaml"), *flags]
+    assert run(main, argv) == 2
+    err = capsys.readouterr().err
+    assert "row 2" in err
+    assert "secret" not in err
+
+
+def test_only_the_attack_the_plan_names_may_have_the_whole_alpha(plan: Plan, capsys: Capture) -> None:
+    pool = plan("--primary=rmia")
+    assert pool.plan["primary"] == "rmia"
+    assert run(main, ["score", "--pool", str(pool.path), "--primary=lira"]) == 2
+    assert "primary=lira: the plan names rmia" in capsys.readouterr().err
+    config = ScorePoolConfig(pool=str(pool.path))
+    assert chosen_in_advance(pool, config) == ("rmia", [])
+    open_plan = plan(name="open")
+    late = ScorePoolConfig(pool=str(open_plan.path), primary="lira", attacks=["lira", "rmia"])
+    primary, notes = chosen_in_advance(open_plan, late)
+    assert primary == "lira"
+    assert [note.split(" was chosen when scoring")[0] for note in notes] == ["primary=lira", "attacks=lira,rmia"]
 
 
 def test_a_pool_of_a_finished_run_names_it_unless_its_recipe_was_changed(

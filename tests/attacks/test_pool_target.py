@@ -99,7 +99,7 @@ def test_the_key_of_a_shard_that_is_trained_here_does_not_know_of_existing_runs(
         ),
         (["--overrides=[--data.holdout_percent=40]"], "read other records than the recipe does"),
         (["--canaries.count=3"], "holds no canary; leave out canaries.count"),
-        (["--with_target=false"], "leave out canaries.count and with_target=false"),
+        (["--with_target=false"], "leave out canaries.count, text_canaries.count and with_target=false"),
     ],
 )
 def test_a_run_of_another_recipe_is_refused_with_the_key_that_differs(

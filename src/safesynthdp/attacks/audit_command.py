@@ -1,7 +1,7 @@
 """``safesynthdp audit``: a lower bound on epsilon from counts, or from a file of scores.
 
 Here: the flags, the JSON and the lines for people. Elsewhere: the bounds (bounds.py), the guesses (guesses.py), the
-metrics (metrics.py). No torch, no model: it answers at once.
+metrics (metrics.py). No torch, no model: it answers at once. A refuted claim is exit code 1, for scripts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from safesynthdp.errors import ConfigError
+from safesynthdp.errors import ClaimRefuted, ConfigError
 
 DEFAULT_DELTA, DEFAULT_ALPHA = 1e-5, 0.05
 Facts = dict[str, Any]
@@ -29,11 +29,20 @@ TRIAL_NOTES = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a lower bound on epsilon, and the verdict on a claim where one is given."""
+    """Print a lower bound on epsilon, and the verdict on a claim where one is given.
+
+    Raises:
+        ClaimRefuted: If the bound lies above the claim; everything is printed before.
+    """
     arguments = _parser().parse_args(list(argv))
     compute: Callable[[argparse.Namespace], Facts] = arguments.compute
     facts = compute(arguments)
     sys.stdout.write(json.dumps(facts, allow_nan=False) + "\n" if arguments.json else _for_people(facts))
+    if facts["verdict"] == "refuted":
+        raise ClaimRefuted(
+            f"the claim of epsilon {facts['epsilon_claimed']:g} at delta {facts['delta']:g} is refuted: epsilon is at "
+            f"least {facts['epsilon_lower_bound']:.4f} (alpha {facts['alpha']:g})"
+        )
 
 
 def audit_one_run(arguments: argparse.Namespace) -> Facts:

@@ -34,12 +34,14 @@ from safesynthdp.attacks.claims import AUDITABLE_ADJACENCY, Claim
 from safesynthdp.attacks.guesses import guess
 from safesynthdp.attacks.matching import match_test
 from safesynthdp.attacks.metrics import REPORTED_FPR, Measured, measure
-from safesynthdp.attacks.pool_attacks import STORED_BESIDE
+from safesynthdp.attacks.pool_attacks import EXPOSURE_ATTACK, MATCH_ATTACK, STORED_BESIDE
+from safesynthdp.attacks.reference_attacks import exposure_p_value
 from safesynthdp.errors import DataError
 
 POOLED = "pooled"
 DEFAULT_DELTA = 1e-5
-MATCH_ATTACK = "match_8"
+METHODS = {MATCH_ATTACK: "match test", EXPOSURE_ATTACK: "rank exposure"}
+"""Attacks that test "no leakage": a p-value, no epsilon, no verdict."""
 NOT_NAMED = "another attack was named in the plan; this one has no verdict"
 """Its bound has no share of the alpha."""
 UNDRAWN_NOTE = "no bound: this run was trained elsewhere, and its members were chosen by a split of texts, not by coins"
@@ -78,6 +80,8 @@ class Proof:
     curve: ClaimTest | None = None
     counts: ErrorCounts | None = None
     unfair: str | None = None
+    bits: Row | None = None
+    """Exposures of canaries, for people."""
 
 
 def target_row(group: Group, side: Side, proof: Proof, test: Test, *, is_rotating: bool) -> Row:
@@ -98,6 +102,7 @@ def pooled_row(group: Group, sides: Sequence[Side], proofs: Sequence[Proof], tes
     row = _measured(group, sides, proofs, test, alpha=test.alpha) | _medians(proofs, test.alpha)
     row["verdict"] = _verdict(group, test, proofs)
     notes = [*_notes(group, test), "median over rotating targets, each bound at alpha / 2; their counts are not added"]
+    notes += dict.fromkeys(proof.unfair for proof in proofs if proof.unfair)
     notes += _why_none(group, test) if row["verdict"] is None else []
     return row | {"target_id": POOLED, "auc_interval": _pair_interval(sides, proofs, alpha=test.alpha), "notes": notes}
 
@@ -119,6 +124,8 @@ def prove(group: Group, side: Side, test: Test, *, alpha: float) -> Proof:
     if group.attack == MATCH_ATTACK:
         found = match_test(side.scores > 0, side.is_member)
         return Proof(measured=measured, p_value=found.p_value)
+    if group.attack == EXPOSURE_ATTACK:
+        return Proof(measured=measured, p_value=exposure_p_value(side.scores[side.is_member]), bits=_bits(side))
     promised = None if test.claim is None else test.claim.of_group(group.kind.group_size)
     epsilon, delta = promised or (0.0, _delta(test.claim))
     guesses = guess(side.scores, side.is_member, tie_keys=side.unit_ids, side="top" if test.side == "top" else "both")
@@ -186,7 +193,7 @@ def _proved(proof: Proof, alpha: float) -> Row:
         "epsilon_attainable": None if proof.bound is None else proof.bound.epsilon_attainable,
         "p_value": proof.p_value,
         "curve_p_value": None if proof.curve is None else proof.curve.p_value,
-        "estimates": {}
+        "estimates": proof.bits or {}
         if proof.counts is None or proof.bound is None
         else _estimates(proof.counts, proof.bound.delta, alpha),
     }
@@ -244,7 +251,7 @@ def _why_none(group: Group, test: Test) -> list[str]:
         ("void: the text alone tells members from non-members, so no verdict", test.benchmark_valid is False),
         ("the text baseline was not scored or had too few records, so no verdict", test.benchmark_valid is None),
         (NOT_NAMED, not test.has_verdict),
-        ("a test of no leakage, not of epsilon; no verdict", group.attack == MATCH_ATTACK),
+        ("a test of no leakage, not of epsilon; no verdict", group.attack in METHODS),
         ("it orders records as another attack does, which has the verdict", group.attack in STORED_BESIDE),
     ]
     return [reason for reason, applies in reasons if applies]
@@ -262,9 +269,15 @@ def _notes(group: Group, test: Test) -> list[str]:
 
 
 def _method(group: Group, test: Test) -> str:
-    if group.attack == MATCH_ATTACK:
-        return "match test"
+    if group.attack in METHODS:
+        return METHODS[group.attack]
     return "claimed curve" if test.gate == "curve" else f"one-run, {test.side}"
+
+
+def _bits(side: Side) -> Row:
+    """Return the median exposure of the canaries that were in and of those that were out."""
+    sides = {"in": side.scores[side.is_member], "out": side.scores[~side.is_member]}
+    return {f"exposure_bits_{name}": float(np.median(bits)) for name, bits in sides.items()}
 
 
 def _delta(claim: Claim | None) -> float:

@@ -25,6 +25,8 @@ CALIBRATION_FPR = 0.1
 """The threshold is the 90 % quantile of the non-members set aside for it."""
 P_VALUE_FLOOR = 1e-12
 """A p-value that says "at most this": below it, 1 - alpha / 2 has too few digits left."""
+LARGEST_EPSILON = 700.0
+"""Above it e^epsilon is no float64; such a statement allows every attack that can be counted, so it is left out."""
 _PROFILE_DELTAS = tuple(10 ** (-5 + 4.9 * k / 40) for k in range(41))
 
 
@@ -163,7 +165,7 @@ def profile_tradeoff(profile: Sequence[tuple[float, float]]) -> Tradeoff:
     ``f(x) = max(0, 1 - delta - e^eps x, e^-eps (1 - delta - x))``. Fewer statements allow the attacker more, so a true
     claim is not rejected for want of them.
     """
-    lines = [(math.exp(epsilon), 1 - delta) for epsilon, delta in profile if epsilon < math.inf]
+    lines = [(math.exp(epsilon), 1 - delta) for epsilon, delta in profile if epsilon <= LARGEST_EPSILON]
 
     def tradeoff(fpr: float) -> float:
         return max([0.0, *(max(top - ratio * fpr, (top - fpr) / ratio) for ratio, top in lines)])

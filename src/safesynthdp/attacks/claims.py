@@ -11,7 +11,7 @@ from functools import cached_property
 
 from scipy.special import log_ndtr, ndtr
 
-from safesynthdp.attacks.claimed_curve import Tradeoff, profile_tradeoff, sampled_gaussian_tradeoff
+from safesynthdp.attacks.claimed_curve import LARGEST_EPSILON, Tradeoff, profile_tradeoff, sampled_gaussian_tradeoff
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.ledger import Ledger
 
@@ -65,7 +65,7 @@ class Claim:
             return self.epsilon, self.delta
         if self.sample_rate == 1 and self.noise_multiplier and self.steps and self.delta > 0:
             return gaussian_epsilon(copies * math.sqrt(self.steps) / self.noise_multiplier, self.delta), self.delta
-        if copies * self.epsilon > 700:
+        if copies * self.epsilon > LARGEST_EPSILON:
             return None
         factor = math.expm1(copies * self.epsilon) / math.expm1(self.epsilon) if self.epsilon else float(copies)
         delta = self.delta * factor

@@ -74,6 +74,11 @@ class Pool:
         return self.path / "data" / "population.parquet"
 
     @property
+    def candidates_file(self) -> Path:
+        """Fresh texts of the canaries' format, for their exposure; missing in pools of an earlier version."""
+        return self.path / "data" / "candidates.parquet"
+
+    @property
     def has_users(self) -> bool:
         """Records name their user."""
         return "user" in read_table(self.training_file).column_names

@@ -167,8 +167,13 @@ ATTACKS: Mapping[str, Attack] = {
         channel="text", formula="largest cosine", signals=("embed_nn",), score=lambda v: v.target("embed_nn")
     ),
 }
+EXPOSURE_ATTACK = "ngram2_exposure"
+"""Not of signals: canaries among fresh candidates (canary_exposure.py). A test of no leakage, so without a verdict."""
+MATCH_ATTACK = "match_8"
+"""It shares a long run of words with the corpus: a test of no leakage too."""
 STORED_BESIDE = ("rmia_calibrated",)
 """Scores that order records as another attack does, with more ties: no verdict, so no share of alpha."""
+NO_VERDICT = (MATCH_ATTACK, EXPOSURE_ATTACK, *STORED_BESIDE)
 REFUSED = {
     "rmia_linear": "its constant ((1+a)p + 1-a)/2 swamps the probability of a text and leaves the loss attack; use rmia"
 }

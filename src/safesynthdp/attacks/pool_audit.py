@@ -15,11 +15,11 @@ from dataclasses import replace
 import pyarrow as pa
 
 from safesynthdp.attacks.audit_groups import Group, Side, groups
-from safesynthdp.attacks.audit_rows import MATCH_ATTACK, Proof, Row, Test, baseline_row, pooled_row, prove, target_row
+from safesynthdp.attacks.audit_rows import METHODS, Proof, Row, Test, baseline_row, pooled_row, prove, target_row
 from safesynthdp.attacks.baseline import VOID_ALPHA, benchmark_is_valid
 from safesynthdp.attacks.bounds import check_alpha
 from safesynthdp.attacks.claims import Claim
-from safesynthdp.attacks.pool_attacks import ATTACKS, STORED_BESIDE
+from safesynthdp.attacks.pool_attacks import ATTACKS, NO_VERDICT, STORED_BESIDE
 from safesynthdp.attacks.pool_baseline import CHANNEL as NO_CHANNEL
 from safesynthdp.attacks.pool_baseline import baseline_table
 from safesynthdp.attacks.pool_scores import TARGET, Pool, available_attacks, score_pool
@@ -68,6 +68,8 @@ def evaluate(
     units[NO_CHANNEL] = "user" if "user" in units.values() else "record"
     found = list(groups(scores, records, units=units))
     attacks = [group for group in found if group.channel != NO_CHANNEL]
+    if primary in METHODS:
+        raise ConfigError(f"primary={primary} tests for no leakage and bounds no epsilon, so it has no verdict")
     if primary in STORED_BESIDE:
         raise ConfigError(f"primary={primary} has no verdict; name rmia, which orders records alike")
     if primary is not None and primary not in {group.attack for group in attacks}:
@@ -108,6 +110,8 @@ def audit_pool(
     primary: str | None = None,
     num_epochs: float | None = None,
     seed: int = 0,
+    more: Sequence[pa.Table] = (),
+    notes: Sequence[str] = (),
 ) -> tuple[pa.Table, list[Row]]:
     """Run every attack the signals allow, and the text baseline; return the table ``scores`` and the rows.
 
@@ -125,20 +129,22 @@ def audit_pool(
         primary: The attack named in the plan.
         num_epochs: Shown beside every AUC.
         seed: Of the baseline's draw and folds.
+        more: Rows of attacks that need more than signals.
+        notes: Lines for every row.
 
     Raises:
         ConfigError: If an argument is out of range.
         DataError: If the tables do not fit.
     """
     pool = Pool(signals, assignment, records=records, models=models, population=population)
-    chosen, notes = _chosen(pool) if attacks is None else (list(attacks), [])
+    chosen, left = _chosen(pool) if attacks is None else (list(attacks), [])
     parts = [score_pool(pool, attack=attack, variance=variance) for attack in chosen]
-    target_ids = list(dict.fromkeys(i for part in parts for i in part["target_id"].unique().to_pylist()))
+    target_ids = list(dict.fromkeys(i for part in (*parts, *more) for i in part["target_id"].unique().to_pylist()))
     unit_of = None
     if records is not None and any(claim.unit == "user" for claim in claims.values()):
         unit_of = dict(zip(records["record_id"].to_pylist(), records["unit_id"].to_pylist(), strict=True))
     parts.append(baseline_table(pool.bits, texts, seed=seed, target_ids=target_ids, unit_of=unit_of))
-    scores, undrawn = joined(parts), () if pool.bits.target_is_drawn else (TARGET,)
+    scores, undrawn = joined([*parts, *more]), () if pool.bits.target_is_drawn else (TARGET,)
     del pool  # the signals of every model: most of the memory, and no longer needed
     rows = evaluate(
         scores,
@@ -147,7 +153,7 @@ def audit_pool(
         alpha=alpha,
         primary=primary,
         num_epochs=num_epochs,
-        notes=notes,
+        notes=[*notes, *left],
         undrawn=undrawn,
     )
     return scores, rows
@@ -192,8 +198,7 @@ def _group_rows(group: Group, test: Test, valid: Mapping[str, bool | None]) -> l
 
 def _num_tests(channel: str, attacks: Sequence[Group], primary: str | None, undrawn: Collection[str]) -> int:
     """Return how many verdicts share the alpha of a channel: attacks x kinds of record x families of targets."""
-    untested = (MATCH_ATTACK, *STORED_BESIDE)
-    tested = [g for g in attacks if g.channel == channel and g.attack not in untested and primary in (None, g.attack)]
+    tested = [g for g in attacks if g.channel == channel and g.attack not in NO_VERDICT and primary in (None, g.attack)]
     sides = [(g, one.target_id) for g in tested for one in g.sides if one.target_id not in undrawn]
     families = {(g.attack, g.kind, target_id == TARGET) for g, target_id in sides}
     return max(1, len(families))

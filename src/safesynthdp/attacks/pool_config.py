@@ -5,6 +5,7 @@ Here: the keys, their meaning and their bounds. Elsewhere: what is planned from 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,16 +16,29 @@ MAX_MODELS = 512
 """Array indices stay below SLURM's usual MaxArraySize of 1001."""
 
 
+def check_primary(name: str, *, channels: Sequence[str]) -> None:
+    """Refuse a primary attack that does not exist, has no verdict, or is of another channel."""
+    from safesynthdp.attacks.pool_attacks import ATTACKS, NO_VERDICT
+
+    known = [attack for attack in ATTACKS if attack not in NO_VERDICT and ATTACKS[attack].channel in channels]
+    if name not in known:
+        raise ConfigError(f"primary={name} gets no verdict here; name one of {', '.join(known)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
     """Made-up records, each put in by a coin of its own."""
 
     kind: str = "random_tokens"
-    """random_tokens and mislabelled light up a model, text_suffix (a usual beginning, an improbable end) the text."""
+    """random_tokens and mislabelled light up a model, text_suffix (a usual beginning, an improbable end) the text,
+    sampled (texts_file) both; natural and mislabelled take texts of the holdout."""
     count: int = 0
     """How many canaries."""
     repeats: int = 1
     """Copies of each canary; above 1 it is protected, and compared, as a group of so many records."""
+    texts_file: str | None = None
+    """For sampled, which needs it: a csv, jsonl or parquet file whose column text a language model wrote without these
+    records (synthetic.parquet of ``safesynthdp sample --untuned true --temperature 0.8``, say)."""
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
@@ -32,6 +46,11 @@ class CanaryConfig:
             raise ConfigError(f"canaries.count={self.count}: give 0 or more")
         if self.repeats < 1:
             raise ConfigError(f"canaries.repeats={self.repeats}: give a whole number above 0")
+        if (self.kind == "sampled") != (self.texts_file is not None):
+            raise ConfigError(
+                f"canaries.texts_file={self.texts_file} with canaries.kind={self.kind}: sampled takes its texts from "
+                "there, and no other kind does"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +101,11 @@ class PoolConfig:
     and reaches no false-positive rate below 1 / (their number + 1). 0 = none."""
     canaries: CanaryConfig = field(default_factory=CanaryConfig)
     """Made-up records that are audited too."""
+    text_canaries: CanaryConfig = field(default_factory=lambda: CanaryConfig(kind="text_suffix"))
+    """More of them, of a kind that suits the channel text: what lights up a model is weak in released text."""
+    primary: str | None = None
+    """The one attack, such as lira, that has the whole alpha of its channel, named before any score is seen; null = all
+    attacks share it."""
     channels: list[Channel] = field(default_factory=lambda: ["model", "text"])
     """model: the attacker holds the weights; text: the synthetic corpus only."""
     sample: PoolSampleConfig = field(default_factory=PoolSampleConfig)
@@ -101,19 +125,32 @@ class PoolConfig:
                 raise ConfigError(f"{name} is empty; give a path")
         if self.num_models % 2 or not 2 <= self.num_models <= MAX_MODELS:
             raise ConfigError(f"num_models={self.num_models}: give an even number from 2 to {MAX_MODELS}")
-        if self.num_audit < 0 or self.num_audit + self.canaries.count < 2:
+        if self.num_audit < 0 or self.num_audit + self.num_canaries < 2:
             raise ConfigError(f"num_audit={self.num_audit}: audit two records or more, natural ones or canaries")
         if self.num_population < 0:
             raise ConfigError(f"num_population={self.num_population}: give 0 or more")
         if not self.channels or len(set(self.channels)) < len(self.channels):
             raise ConfigError(f"channels={self.channels}: name model, text, or both, each once")
-        if self.target_run is not None and (self.canaries.count or not self.with_target):
-            raise ConfigError(
-                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count "
-                "and with_target=false"
-            )
+        self._check_canaries()
+        if self.primary is not None:
+            check_primary(self.primary, channels=self.channels)
         if self.num_processes < 1:
             raise ConfigError(f"num_processes={self.num_processes}: give a whole number above 0")
+
+    def _check_canaries(self) -> None:
+        """Refuse canaries that cannot be told apart, or that nobody would hold."""
+        if self.canaries.count and self.text_canaries.count and self.canaries.kind == self.text_canaries.kind:
+            raise ConfigError(f"text_canaries.kind={self.text_canaries.kind}: canaries has it too; give another kind")
+        if self.target_run is not None and (self.num_canaries or not self.with_target):
+            raise ConfigError(
+                f"target_run={self.target_run} is the dedicated target and holds no canary; leave out canaries.count, "
+                "text_canaries.count and with_target=false"
+            )
+
+    @property
+    def num_canaries(self) -> int:
+        """Canaries of both kinds."""
+        return self.canaries.count + self.text_canaries.count
 
 
 @dataclass(frozen=True, kw_only=True)

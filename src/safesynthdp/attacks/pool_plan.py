@@ -20,8 +20,9 @@ import yaml
 from safesynthdp.attacks.assignment import assignment_table
 from safesynthdp.attacks.command import AUDIT
 from safesynthdp.attacks.pool import ASSIGNMENT, PLAN, RECORDS, Pool
+from safesynthdp.attacks.pool_canaries import candidates_of, make_canaries_of, without_copies
 from safesynthdp.attacks.pool_config import PoolConfig
-from safesynthdp.attacks.pool_data import MadeUp, PoolData, choose_population, compose, write_training_file
+from safesynthdp.attacks.pool_data import PoolData, choose_population, compose, write_training_file
 from safesynthdp.attacks.pool_target import ExistingRun, open_target
 from safesynthdp.attacks.shard_spec import ShardSpec, canonical_hash, derived_seed, recipe_hash
 from safesynthdp.attacks.signals import zlib_lengths
@@ -49,6 +50,8 @@ class AuditPlan:
     """What no model is trained on."""
     population: Records
     """Of these, what every model scores."""
+    candidates: Sequence[tuple[str, str]]
+    """(kind, text) of fresh texts of the canaries' formats, in no model, for their exposure."""
     target: ExistingRun | None
     label_set: tuple[str, ...]
     label_set_is_public: bool
@@ -69,6 +72,7 @@ class AuditPlan:
             "target_run": None if self.target is None else str(self.target.run.path),
             "seed": self.config.seed,
             "unit": self.unit,
+            "primary": self.config.primary,
             "channels": settings["channels"],
             "num_processes": self.config.num_processes,
             "labels": list(self.label_set) if self.label_set_is_public else None,
@@ -93,7 +97,7 @@ def make_plan(config: PoolConfig) -> AuditPlan:
     unit = recipe.privacy.unit
     target = None if config.target_run is None else open_target(config.target_run, to_mapping(recipe), split)
     both = target is not None
-    canaries = _canaries(config, split)
+    canaries = make_canaries_of(config, split)
     data = compose(split, canaries, num_audit=config.num_audit, seed=config.seed, unit=unit, both_sides=both)
     nominal = data.nominal(unit=unit)
     if target is not None and nominal != target.num_units:
@@ -102,20 +106,22 @@ def make_plan(config: PoolConfig) -> AuditPlan:
         )
     settled = _settled(recipe, split, nominal=nominal, noise=None if target is None else target.noise_multiplier)
     audited = {record.record_id for record in data.audited}
-    outside = [index for index, held in enumerate(split.holdout.record_ids) if held not in audited]
-    reference = split.holdout.select(outside)
+    holdout = without_copies(split.holdout, [canary.text for canary in canaries])
+    reference = holdout.select(i for i, held in enumerate(holdout.record_ids) if held not in audited)
     wanted = config.num_population if "model" in config.channels else 0
     population = choose_population(reference, num_population=wanted, seed=config.seed)
+    hashed = _data_hash(data, split, holdout, population)
     return AuditPlan(
         config=config,
         recipe=settled,
         data=data,
         reference=reference,
         population=population,
+        candidates=candidates_of(config, split),
         target=target,
         label_set=split.train.label_set,
         label_set_is_public=split.train.label_set_is_public,
-        shards=tuple(_specs(config, settled, _data_hash(data, split, population), nominal=nominal, target=target)),
+        shards=tuple(_specs(config, settled, hashed, nominal=nominal, target=target)),
     )
 
 
@@ -137,6 +143,10 @@ def write_plan(plan: AuditPlan) -> Pool:
     named = {"record_id": list(plan.population.record_ids)}
     named |= {"text": list(plan.population.texts), "label": list(plan.population.labels)}
     _write_table(pool.population_file, pa.table({name: pa.array(cells, pa.string()) for name, cells in named.items()}))
+    kinds, fresh = ([pair[place] for pair in plan.candidates] for place in (0, 1))
+    _write_table(
+        pool.candidates_file, pa.table({"kind": pa.array(kinds, pa.string()), "text": pa.array(fresh, pa.string())})
+    )
     _write_table(run.path / RECORDS, _records_table(plan))
     units = {record.record_id: record.unit_id for record in plan.data.audited}
     bits = assignment_table(
@@ -207,11 +217,9 @@ def _settled(recipe: "FinetuneConfig", split: Split, *, nominal: int, noise: flo
     return values
 
 
-def _data_hash(data: PoolData, split: Split, population: Records) -> str:
+def _data_hash(data: PoolData, split: Split, holdout: Records, population: Records) -> str:
     """Return the hash of all that the tables of a shard depend on, the recipe apart."""
-    reference, scored = (
-        hashlib.sha256("\n".join(r.record_ids).encode()).hexdigest() for r in (split.holdout, population)
-    )
+    reference, scored = (hashlib.sha256("\n".join(r.record_ids).encode()).hexdigest() for r in (holdout, population))
     labels = list(split.train.label_set)
     return canonical_hash([data.fingerprint, reference, labels, split.train.label_set_is_public, scored])
 
@@ -247,23 +255,6 @@ def _specs(
             )
         )
     return specs
-
-
-def _canaries(config: PoolConfig, split: Split) -> Sequence[MadeUp]:
-    if not config.canaries.count:
-        return []
-    from safesynthdp.attacks.canaries import make_canaries
-
-    asked = config.canaries
-    return make_canaries(
-        asked.kind,
-        asked.count,
-        seed=config.seed,
-        labels=split.train.label_set,
-        texts=split.holdout.texts,
-        text_labels=split.holdout.labels,
-        group_size=asked.repeats,
-    )
 
 
 def _records_table(plan: AuditPlan) -> pa.Table:

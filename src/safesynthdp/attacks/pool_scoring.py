@@ -9,19 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safesynthdp.attacks.command import AUDIT, SCORES
 from safesynthdp.attacks.pool import Pool
 from safesynthdp.config import parse
-from safesynthdp.errors import ConfigError, SafeSynthError
+from safesynthdp.errors import ClaimRefuted, ConfigError
 from safesynthdp.privacy.storage import write_json
 
+_UNPLANNED = "was chosen when scoring, not in the plan: alpha holds only if nobody had seen a score of this pool before"
 RISK, ROC = "record_risk.parquet", "roc.json"
-
-
-class ClaimRefuted(SafeSynthError):
-    """An audit refutes what a release claims. Exit code 1; everything is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +30,11 @@ class ScorePoolConfig:
     alpha: float = 0.05
     """Probability that a true claim is refuted, shared by the attacks of a channel."""
     primary: str | None = None
-    """The one attack, named in advance, that has the whole alpha; null = all share it."""
+    """The one attack, named in advance, that has the whole alpha; null = the plan's, or else all share it."""
     attacks: list[str] | None = None
     """Names of attacks; null = all that the signals allow."""
+    variance: Literal["shrunk", "per_record", "global"] = "shrunk"
+    """How LiRA estimates the spread of a record's signal."""
     seed: int = 0
     """Of the text baseline's draw and folds; not a secret."""
     json: bool = False
@@ -72,13 +71,21 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: If the tables do not fit, or too little of the pool is done.
     """
+    from safesynthdp.attacks.canary_exposure import exposure_table
+    from safesynthdp.attacks.pool_attacks import EXPOSURE_ATTACK
     from safesynthdp.attacks.pool_audit import audit_pool
     from safesynthdp.attacks.pool_tables import gather
     from safesynthdp.attacks.record_risk import record_risk
     from safesynthdp.attacks.roc import roc_rows
     from safesynthdp.attacks.shard import write_private_table
 
+    primary, notes = chosen_in_advance(pool, config)
     tables = gather(pool)
+    num_done = tables.models["status"].to_pylist().count("done")
+    if num_done < len(pool.shards):
+        notes.append(f"{num_done} of {len(pool.shards)} models are done; the others are not among these numbers")
+    asked = None if config.attacks is None else [name for name in config.attacks if name != EXPOSURE_ATTACK]
+    exposed = exposure_table(pool, tables.texts) if asked is None or asked != config.attacks else None
     scores, rows = audit_pool(
         tables.signals,
         tables.assignment,
@@ -87,17 +94,41 @@ def score_pool(pool: Pool, config: ScorePoolConfig) -> list[dict[str, Any]]:
         records=tables.records,
         models=tables.models.filter(tables.models["status"].to_numpy(zero_copy_only=False) == "done"),
         population=tables.population,
-        attacks=config.attacks,
+        attacks=asked,
+        variance=config.variance,
         alpha=config.alpha,
-        primary=config.primary,
+        primary=primary,
         num_epochs=tables.num_epochs,
         seed=config.seed,
+        more=[] if exposed is None else [exposed],
+        notes=notes,
     )
     write_private_table(pool.path / SCORES, scores)
     write_private_table(pool.path / RISK, record_risk(scores))
     write_json(pool.path / ROC, {"rows": roc_rows(scores, tables.claims, records=tables.records)}, private=True)
     write_json(pool.path / AUDIT, {"version": 1, "alpha": config.alpha, "rows": rows}, private=True)
     return rows
+
+
+def chosen_in_advance(pool: Pool, config: ScorePoolConfig) -> tuple[str | None, list[str]]:
+    """Return the primary attack, and notes on every choice that the plan does not hold.
+
+    Raises:
+        ConfigError: If the plan names another attack: one that is named after the scores are seen tests nothing.
+    """
+    planned = pool.plan.get("primary")
+    if planned is not None and config.primary not in (None, planned):
+        raise ConfigError(
+            f"primary={config.primary}: the plan names {planned}, and only an attack named in advance has the alpha"
+        )
+    notes = list[str]()
+    if planned is None and config.primary is not None:
+        notes.append(f"primary={config.primary} {_UNPLANNED}")
+    if config.variance != "shrunk":
+        notes.append(f"variance={config.variance} {_UNPLANNED}")
+    if config.attacks is not None:
+        notes.append(f"attacks={','.join(config.attacks)} {_UNPLANNED}")
+    return config.primary or planned, notes
 
 
 def _for_people(rows: Sequence[dict[str, Any]], path: Path) -> str:
@@ -109,6 +140,8 @@ def _for_people(rows: Sequence[dict[str, Any]], path: Path) -> str:
         low, high = row["auc_interval"] or (float("nan"), float("nan"))
         bound, most = row["epsilon_lower_bound"], row["epsilon_attainable"]
         proved = "" if bound is None or most is None else f"; epsilon at least {bound:.2f} of at most {most:.2f}"
+        if bound is None and row["p_value"] is not None:
+            proved = f"; no leakage: p = {row['p_value']:.2g}"
         kind = next((note.removeprefix("records: ") for note in row["notes"] if note.startswith("records: ")), "")
         claimed = "" if row["epsilon_claimed"] is None else f", claimed {row['epsilon_claimed']:.2f}"
         lines.append(

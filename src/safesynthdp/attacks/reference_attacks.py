@@ -135,6 +135,15 @@ def exposure(canary: float, candidates: Floats) -> Exposure:
     return Exposure(bits=math.log2(size) - math.log2(rank), p_value=rank / size, rank=rank)
 
 
+def exposure_p_value(bits_of_members: Floats) -> float:
+    """Return a p-value of "no member canary leaks": ``min(1, 2 median rank / R)``.
+
+    The ranks share candidates and a model, so nothing is multiplied: if each is uniform, twice their median is a
+    p-value under any dependence.
+    """
+    return min(1.0, 2 * float(np.median(np.exp2(-bits_of_members))))
+
+
 def _side(references_KR: Floats, here_KR: Bools) -> tuple[Floats, Floats, Floats]:
     """Return count, mean and sum of squared deviations of each record's references on one side, [R] each."""
     count = here_KR.sum(axis=0).astype(np.float64)
