@@ -60,7 +60,7 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, positio
         namespace = parser.parse_args(list(argv))
         filled = parser.instantiate(namespace)
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
-        raise _one_line(error, config_class) from error
+        raise _one_line(error, config_class, positional) from error
     values = {f.name: getattr(filled, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values)
 
@@ -174,7 +174,7 @@ def _known_keys(config_class: type[Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
+def _one_line(error: Exception, config_class: type[Any], positional: str | None) -> ConfigError:
     """Turn jsonargparse's page of usage into one line that starts with the key."""
     cause: BaseException | None = error
     while cause is not None:
@@ -194,9 +194,9 @@ def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
         hint = "; quote the items" if "list[str]" in found[2] else ""
         return ConfigError(f"{found[1]}: {found[2]}{hint}")
     if found := re.search(r"arguments are required: (.*)", text):
-        return ConfigError(
-            f"{found[1]} is missing; give --{found[1].split(',')[0].strip()} or set it in the config file"
-        )
+        first = found[1].split(",")[0].strip()
+        way = "name them behind the command" if first == positional else f"give --{first} or set it in the config file"
+        return ConfigError(f"{found[1]} is missing; {way}")
     return ConfigError(text)
 
 

@@ -248,6 +248,7 @@ def test_a_broken_file_is_one_line_that_names_it(
         (["{tmp}"], "holds no run directory"),
         (["{runs}", "--samples_per_label", "0"], "samples_per_label=0"),
         (["{runs}", "--publik"], "publik"),
+        ([], "runs is missing; name them behind the command"),
     ],
 )
 def test_a_wrong_request_is_one_line(
