@@ -98,6 +98,25 @@ def config_hash(values: Mapping[str, Any], *, leave_out: Sequence[str] = ("outpu
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+_OF_TRAINING = "train.expected_batch_size"
+_PUSH = "safesynthdp push uploads a finished run, with its card"
+_MEAN_BATCH = "set train.expected_batch_size (the mean of a draw) and hardware.max_tokens_per_microbatch (memory alone)"
+_KNOWN_ELSEWHERE = {
+    "per_device_train_batch_size": _MEAN_BATCH,
+    "gradient_accumulation_steps": _MEAN_BATCH,
+    "batch_size": _MEAN_BATCH,
+    "max_grad_norm": "privacy.per_sample_max_grad_norm bounds each record's gradient; a batch is not clipped",
+    "packing": "a row with two records has no gradient of one record; leave it out",
+    "warmup_ratio": "set train.warmup_steps",
+    "torch_dtype": "set model.dtype",
+    "bf16": "set model.dtype bfloat16, for the frozen base",
+    "fp16": "set model.dtype bfloat16, for the frozen base",
+    "push_to_hub": _PUSH,
+    "hub_model_id": _PUSH,
+}
+"""Names that users of transformers and trl bring along to a training config, and what is set instead."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML that refuses a repeated key."""
 
@@ -202,6 +221,9 @@ def _one_line(error: Exception, config_class: type[Any], positional: str | None)
 
 def _unknown_key(key: str, config_class: type[Any]) -> ConfigError:
     known = _known_keys(config_class)
+    way = _KNOWN_ELSEWHERE.get(key.rpartition(".")[2])
+    if way is not None and _OF_TRAINING in known:
+        return ConfigError(f"{key} is not a key here; {way}")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return ConfigError(
         f"{key} is not a key here; " + (f"did you mean {close[0]}?" if close else "--help lists the keys")
