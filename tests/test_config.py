@@ -96,6 +96,26 @@ def test_a_wrong_flag_is_one_line_that_names_it(recipe: Path, words: list[str], 
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--train.per_device_train_batch_size=8", "train.expected_batch_size"),
+        ("--gradient_accumulation_steps=8", "hardware.max_tokens_per_microbatch"),
+        ("--train.max_grad_norm=1", "privacy.per_sample_max_grad_norm"),
+        ("--packing=true", "two records"),
+        ("--push_to_hub=true", "safesynthdp push"),
+        ("--report_to=tensorboard", "tracking.report_to"),
+    ],
+)
+def test_a_name_that_users_bring_along_is_told_what_to_set_instead(recipe: Path, words: str, said: str) -> None:
+    from safesynthdp.training.config import FinetuneConfig
+
+    with pytest.raises(ConfigError, match=rf"is not a key here; .*{said}"):
+        parse(FinetuneConfig, [words], prog="finetune")
+    with pytest.raises(ConfigError, match="is not a key here; --help lists the keys"):
+        parse(Config, ["--config", str(recipe), "--push_to_hub=true"], prog="x")
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("output_dir: x\nprivacy: {target_epsilom: 8}\n", r"privacy\.target_epsilom is not a key here"),

@@ -60,7 +60,7 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, positio
         namespace = parser.parse_args(list(argv))
         filled = parser.instantiate(namespace)
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
-        raise _one_line(error, config_class) from error
+        raise _one_line(error, config_class, positional) from error
     values = {f.name: getattr(filled, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values)
 
@@ -112,6 +112,25 @@ def differing_keys(
         else:
             found[key] = (old, new)
     return found
+
+
+_OF_TRAINING = "train.expected_batch_size"
+_PUSH = "safesynthdp push uploads a finished run, with its card"
+_MEAN_BATCH = "set train.expected_batch_size (the mean of a draw) and hardware.max_tokens_per_microbatch (memory alone)"
+_KNOWN_ELSEWHERE = {
+    "per_device_train_batch_size": _MEAN_BATCH,
+    "gradient_accumulation_steps": _MEAN_BATCH,
+    "batch_size": _MEAN_BATCH,
+    "max_grad_norm": "privacy.per_sample_max_grad_norm bounds each record's gradient; a batch is not clipped",
+    "packing": "a row with two records has no gradient of one record; leave it out",
+    "warmup_ratio": "set train.warmup_steps",
+    "torch_dtype": "set model.dtype",
+    "bf16": "set model.dtype bfloat16, for the frozen base",
+    "fp16": "set model.dtype bfloat16, for the frozen base",
+    "push_to_hub": _PUSH,
+    "hub_model_id": _PUSH,
+}
+"""Names that users of transformers and trl bring along to a training config, and what is set instead."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -190,7 +209,7 @@ def _known_keys(config_class: type[Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
+def _one_line(error: Exception, config_class: type[Any], positional: str | None) -> ConfigError:
     """Turn jsonargparse's page of usage into one line that starts with the key."""
     cause: BaseException | None = error
     while cause is not None:
@@ -210,9 +229,9 @@ def _one_line(error: Exception, config_class: type[Any]) -> ConfigError:
         hint = "; quote the items" if "list[str]" in found[2] else ""
         return ConfigError(f"{found[1]}: {found[2]}{hint}")
     if found := re.search(r"arguments are required: (.*)", text):
-        return ConfigError(
-            f"{found[1]} is missing; give --{found[1].split(',')[0].strip()} or set it in the config file"
-        )
+        first = found[1].split(",")[0].strip()
+        way = "name them behind the command" if first == positional else f"give --{first} or set it in the config file"
+        return ConfigError(f"{found[1]} is missing; {way}")
     return ConfigError(text)
 
 
@@ -234,6 +253,9 @@ def _innermost(text: str) -> str:
 
 def _unknown_key(key: str, config_class: type[Any]) -> ConfigError:
     known = _known_keys(config_class)
+    way = _KNOWN_ELSEWHERE.get(key.rpartition(".")[2])
+    if way is not None and _OF_TRAINING in known:
+        return ConfigError(f"{key} is not a key here; {way}")
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return ConfigError(
         f"{key} is not a key here; " + (f"did you mean {close[0]}?" if close else "--help lists the keys")

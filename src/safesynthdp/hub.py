@@ -55,6 +55,14 @@ def push_files(
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "?"
         raise SafeSynthError(f"the hub refused the upload to {repo_id} (HTTP {status}); check the token") from error
-    except OSError as error:
+    except (_transport_error(HfHubHTTPError), OSError) as error:
         raise SafeSynthError(f"the hub at {api.endpoint} cannot be reached ({type(error).__name__})") from error
     return str(done.commit_url)
+
+
+def _transport_error(refused: type[Exception]) -> type[Exception]:
+    """Return what the library's HTTP client raises without an answer, whichever client that is (httpx, httpx2, ...).
+
+    It is no OSError; the hub's own error derives from it.
+    """
+    return next((kind for kind in refused.__mro__[1:] if kind.__name__ == "HTTPError"), refused)

@@ -4,9 +4,12 @@ Here: the keys and what they refuse. Elsewhere: loading (models.py).
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from safesynthdp.errors import ConfigError
+
+BUILTIN_MODELS = ("smollm2-135m",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,17 @@ class ModelConfig:
     """As in transformers ('sdpa', 'eager', ...); null = its default."""
 
     def __post_init__(self) -> None:
-        """Refuse neither and both."""
+        """Refuse neither and both; make a local folder absolute, so that a later stage finds it from anywhere.
+
+        A page or card that is published then knows it for a folder: ``ward7/model`` alone looks like a hub's name.
+        """
         if (self.model_name_or_path is None) == (self.from_scratch is None):
             raise ConfigError("model.model_name_or_path: give it or model.from_scratch, exactly one of the two")
+        name = self.model_name_or_path
+        if name == "":
+            raise ConfigError("model.model_name_or_path is empty; give a value or leave the key out")
+        if name is not None and name not in BUILTIN_MODELS and Path(name).expanduser().is_dir():
+            object.__setattr__(self, "model_name_or_path", str(Path(name).expanduser().absolute()))
 
 
 @dataclass(frozen=True, kw_only=True)

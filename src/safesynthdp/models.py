@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safesynthdp.clippable import refuse_model, refuse_trainables
 from safesynthdp.errors import SafeSynthError, UnsupportedLayer, UserError
-from safesynthdp.model_config import FromScratchConfig, LoraConfig, ModelConfig
+from safesynthdp.model_config import BUILTIN_MODELS, FromScratchConfig, LoraConfig, ModelConfig
 from safesynthdp.runs import CHECKPOINT, LEDGER, MANIFEST, RunDirectory
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_TEMPLATE = "{label}:\n"
-BUILTIN_MODELS = ("smollm2-135m",)
 
 
 @dataclass(frozen=True, kw_only=True)

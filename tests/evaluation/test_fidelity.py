@@ -95,8 +95,16 @@ def test_real_text_is_at_its_ceiling_and_noise_at_the_floor(fresh: list[Row]) ->
 def test_rows_say_what_they_read(fresh: list[Row]) -> None:
     assert only(fresh, "c2st_auc", model="words").reads == ("synthetic", "holdout")
     assert only(fresh, "c2st_auc", train_on="real_matched", model="words").reads == ("real", "holdout")
-    assert only(fresh, "nn_cosine", model="tfidf-svd").reads == ("synthetic",)
+    assert only(fresh, "duplicate_share", model="near").reads == ("synthetic",)
     assert set(only(fresh, "label_consistency").reads) == {"synthetic", "real", "holdout"}
+
+
+def test_a_number_in_a_space_fitted_on_private_texts_reads_them_and_stays(fresh: list[Row]) -> None:
+    """tf-idf and its SVD see all files: a cosine between synthetic texts depends on every record."""
+    for train_on in ("synthetic", "base_model"):
+        row = only(fresh, "nn_cosine", train_on=train_on, model="tfidf-svd")
+        assert {"real", "holdout"} <= set(row.reads)
+        assert not decide_publishable([row], holdout_is_public=True)[0].publishable
 
 
 def test_a_sample_that_another_file_cut_short_reads_that_file(pool: Pairs) -> None:

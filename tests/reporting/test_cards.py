@@ -71,6 +71,43 @@ def test_a_local_base_model_is_not_named(runs: Runs, tmp_path: Path) -> None:
     assert any("a model that is not named here" in card for card in found.values())
 
 
+def test_an_adapter_of_a_local_model_is_an_adapter_and_its_page_says_that_the_model_is_not_named(
+    runs: Runs, tmp_path: Path
+) -> None:
+    path = runs.finetune / "config.yaml"
+    path.write_text(
+        path.read_text().replace("smollm2-135m", "/home/ward7/mine").replace("enabled: true", "enabled: null")
+    )
+    found = cards(runs, tmp_path / "out")
+    assert any("library_name: peft" in card for card in found.values())
+    run_main(main, [str(runs.folder), "--output_dir", str(tmp_path / "public"), "--public"])
+    page = (tmp_path / "public/report.html").read_text()
+    assert "A model that is not named here, fine-tuned with DP-SGD" in page
+    assert "random weights" not in page
+
+
+def test_a_model_from_random_weights_has_no_base_model_and_no_adapter(runs: Runs, tmp_path: Path) -> None:
+    path = runs.finetune / "config.yaml"
+    scratch = "model_name_or_path: null\n  from_scratch: {num_hidden_layers: 2}"
+    text = path.read_text().replace("enabled: true", "enabled: null")
+    path.write_text(text.replace("model_name_or_path: smollm2-135m", scratch))
+    found = "\n".join(cards(runs, tmp_path / "out").values())
+    assert "# Language model trained from random weights" in found
+    assert "library_name: transformers" in found
+    assert "base_model" not in found
+    page = (tmp_path / "out/report.html").read_text()
+    assert "A model trained from random weights with DP-SGD" in page
+    assert "lora_r" not in page
+
+
+def test_a_card_prints_the_prompt_that_was_used_when_none_was_given(runs: Runs, tmp_path: Path) -> None:
+    path = runs.finetune / "config.yaml"
+    lines = [line for line in path.read_text().splitlines() if "prompt_template" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    found = next(card for card in cards(runs, tmp_path / "out").values() if "## Prompt" in card)
+    assert "`\\{label\\}:<br>`" in found
+
+
 def test_without_a_guarantee_a_card_says_so(runs: Runs, tmp_path: Path, edit: Edit) -> None:
     edit(runs.sample / "ledger.json", lambda value: value["releases"][0].update(epsilon=1.0))
     found = cards(runs, tmp_path / "out")

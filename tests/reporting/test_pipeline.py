@@ -18,6 +18,7 @@ from safesynthdp.config import parse
 from safesynthdp.errors import Preempted, SafeSynthError, UserError
 from safesynthdp.reporting import pipeline_engine
 from safesynthdp.reporting.pipeline_calls import Job
+from safesynthdp.reporting.pipeline_check import of_each_kind
 from safesynthdp.reporting.pipeline_command import main, run_pipeline
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import LocalEngine, Outcome, command
@@ -167,6 +168,42 @@ def test_a_wrong_grid_is_one_line(tmp_path: Path, text: str, words: str, capsys:
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--evaluate.flags", "{max_recordz: 3}"), "eps1-seed0/evaluation: max_recordz is not a key here"),
+        (("--attack.recipe", "missing.yaml"), "eps1-seed0/attack: config=missing.yaml is not a file"),
+        (("--finetune.flags", "{train.max_stepps: 3}"), "eps1-seed0/run: train.max_stepps is not a key here"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_said_before_the_first_one_runs(
+    tmp_path: Path, words: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, recipe = tmp_path / "grid.yaml", str(ROOT / "train/recipes/tiny.yaml")
+    path.write_text(RECIPE.replace("OUT", str(tmp_path / "grid")))
+    given = [
+        "--finetune.recipe",
+        recipe,
+        "--finetune.flags",
+        "{train.max_steps: 2}",
+        "--sample.flags",
+        "{num_records: 9}",
+    ]
+    assert run_main(main, ["--config", str(path), *given, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "grid").exists()
+
+
+def test_one_call_of_each_kind_is_checked_before_a_grid_begins(tmp_path: Path) -> None:
+    jobs = stage_jobs(config(tmp_path))
+    kinds = of_each_kind(jobs)
+    assert [job.key for job in kinds if job.key.endswith("/run")] == ["eps1-seed0/run", "no_privacy-seed0/run"]
+    assert len(kinds) < len(jobs) / 2
+    assert {job.words[0] for job in kinds} == {job.words[0] for job in jobs}
 
 
 def shell_jobs(tmp_path: Path, scripts: dict[str, str], needs: dict[str, tuple[str, ...]]) -> list[Job]:

@@ -158,3 +158,13 @@ def test_exact_label_counts_and_a_private_label_set_stay_inside(runs: Runs, tmp_
     _, text = publish(runs, tmp_path / "out")
     assert "exact label counts" in text
     assert "31002" not in text
+
+
+@pytest.mark.parametrize("place", ["/home/My Ward7/letters", "letters/of/ward7", "C:\\\\ward7"])
+def test_the_folder_of_a_data_set_is_not_named(runs: Runs, tmp_path: Path, place: str) -> None:
+    path = runs.finetune / "config.yaml"
+    path.write_text(path.read_text().replace("train_file: /secret/ward7/letters.csv", f'dataset_name: "{place}"'))
+    assert "dataset_name" in path.read_text()
+    run_main(main, [str(runs.folder), "--output_dir", str(tmp_path / "out"), "--public"])
+    assert "ard7" not in "".join(file.read_text() for file in (tmp_path / "out").rglob("*.html"))
+    assert "ard7" not in "".join(file.read_text() for file in (tmp_path / "out/cards").glob("*.md"))

@@ -169,14 +169,24 @@ def test_weights_that_were_promised_to_stay_are_not_pushed(runs: Runs, hub: dict
     assert hub["calls"] == []
 
 
-def test_a_hub_that_refuses_or_is_away_is_one_line(
-    runs: Runs, hub: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hub_that_refuses_is_one_line(runs: Runs, hub: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     hub["refuses"] = True
     assert push(runs.sample) == 1
     error = capsys.readouterr().err
     assert "HTTP 403" in error
     assert error.count("\n") == 1
+
+
+def test_a_hub_that_nobody_answers_for_is_one_line(
+    runs: Runs, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert push(runs.sample) == 1
+    error = capsys.readouterr().err
+    assert "the hub at http://127.0.0.1:9 cannot be reached" in error
+    assert error.count("\n") == 1
+    assert hub["calls"] == []
 
 
 def test_a_name_that_the_hub_cannot_have_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

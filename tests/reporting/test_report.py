@@ -1,6 +1,8 @@
 """From run directories to a page: what is written, what is refused, what is never left blank."""
 
+import html
 import json
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +14,7 @@ from safesynthdp.cli import run as run_main
 from safesynthdp.reporting.command import main
 from safesynthdp.reporting.html import POLICY
 from safesynthdp.reporting.statement import FIELDS
+from safesynthdp.reporting.utility_figures import draw_recall
 from safesynthdp.runs import RunDirectory
 
 Edit = Callable[[Path, Callable[[Any], object]], None]
@@ -111,7 +114,20 @@ def test_every_id_on_the_page_is_its_own_and_every_reference_meets_one(internal:
     ids = [found["id"] for _, found in reader.tags if "id" in found]
     assert len(ids) == len(set(ids))
     targets = {value[1:] for _, f in reader.tags for k, value in f.items() if k.endswith("href") and value}
-    assert targets <= set(ids)
+    clipped = {
+        name for _, found in reader.tags for name in re.findall(r"url\(#([^)]+)\)", found.get("clip-path") or "")
+    }
+    assert clipped
+    assert targets | clipped <= set(ids)
+
+
+def test_a_label_that_looks_like_a_reference_stays_text_in_a_figure() -> None:
+    label = ' id="p1" href="#p1" url(#p1) d="M 0 0'
+    series = {"synthetic": dict.fromkeys((label, "b"), (0.5, 0.4, 0.6))}
+    drawing = draw_recall([label, "b"], series, identity="one", caption="")
+    assert label[:17] in html.unescape(drawing.narrow.split("</title>")[1])
+    ids = [found["id"] for _, found in Reader(drawing.narrow).tags if "id" in found]
+    assert all(name is not None and name.startswith("one-") for name in ids)
 
 
 def test_every_figure_has_words_for_who_cannot_see_it(internal: Drawn) -> None:
@@ -248,6 +264,7 @@ def test_a_broken_file_is_one_line_that_names_it(
         (["{tmp}"], "holds no run directory"),
         (["{runs}", "--samples_per_label", "0"], "samples_per_label=0"),
         (["{runs}", "--publik"], "publik"),
+        ([], "runs is missing; name them behind the command"),
     ],
 )
 def test_a_wrong_request_is_one_line(

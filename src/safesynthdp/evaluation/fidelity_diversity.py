@@ -2,7 +2,8 @@
 
 Here: the rows about one set alone, beside real text of the same size. Elsewhere: the formulas (diversity.py,
 coverage.py), coverage (fidelity_pairs.py). ``model`` is ``exact`` or ``near`` for ``duplicate_share``, and the encoder
-for ``nn_cosine``. Rows about S read synthetic text alone, unless the size of another file cut the sample.
+for ``nn_cosine``. Rows about S read synthetic text alone, unless the size of another file cut the sample, or the space
+of the encoder was fitted on other files too (tf-idf).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,8 @@ def measure_diversity(
     found = _distinct(sets, also)
     found += rows(DUPLICATES, {r: _share(s, near_duplicates) for r, s in sets.items()}, model="near", also_reads=also)
     cosines = {role: _nearest(pairs[role]) for role in sets}
-    return found + rows(NN_COSINE, cosines, model=encoder.name, also_reads=also)
+    fitted: tuple[Source, ...] = ("real", "holdout") if encoder.kind == "tfidf" else ()  # on the texts of all files
+    return found + rows(NN_COSINE, cosines, model=encoder.name, also_reads=tuple(dict.fromkeys((*also, *fitted))))
 
 
 def estimate_of_set(pair: Pair) -> dict[str, Estimate]:

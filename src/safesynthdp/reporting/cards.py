@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from safesynthdp.reporting.facts import Group, Sample
+from safesynthdp.models import DEFAULT_TEMPLATE
+from safesynthdp.reporting.facts import Group, Sample, is_from_scratch, uses_lora
 from safesynthdp.reporting.guarantee import SEEDED, Claim, Guarantee
 from safesynthdp.reporting.statement import ADJACENCY, ARTIFACTS, statement
 from safesynthdp.reporting.wording import (
@@ -28,6 +29,7 @@ from safesynthdp.reporting.wording import (
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"))  # fmt: skip
+UNNAMED = "a model that is not named here"
 TAGS = ["differential-privacy", "synthetic-text", "safesynthdp"]
 NO_LICENCE = (
     "No licence follows from differential privacy: whoever publishes chooses one, and the records' own terms and those "
@@ -40,26 +42,30 @@ def model_card(group: Group, guarantee: Guarantee) -> str:
     finetune = group.finetune
     config: Mapping[str, Any] = {} if finetune is None else finetune.stage.config
     base = base_model(config)
-    uses_lora = _uses_lora(config)
+    is_adapter = uses_lora(config)
     header: dict[str, Any] = {
-        "library_name": "peft" if uses_lora else "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": TAGS,
     }
     if base is not None:
-        header |= {"base_model": base, "base_model_relation": "adapter" if uses_lora else "finetune"}
-    what = "LoRA adapter for" if uses_lora else "Language model fine-tuned from"
+        header |= {"base_model": base, "base_model_relation": "adapter" if is_adapter else "finetune"}
+    what = "LoRA adapter for" if is_adapter else "Language model fine-tuned from"
+    title = f"{what} {base or UNNAMED}"
+    about = "Fine-tuned on labelled private text by SafeSynthDP, to sample synthetic text of the same kind."
+    if is_from_scratch(config):
+        title, about = "Language model trained from random weights", about.replace("Fine-tuned", "Trained")
     data = config.get("data") or {}
     return _card(
         header,
-        title=f"{what} {base or 'a model that is not named here'}",
-        about="Fine-tuned on labelled private text by SafeSynthDP, to sample synthetic text of the same kind.",
+        title=title,
+        about=about,
         claims=[claim for claim in guarantee.tuned if claim.artifact == "weights"],
         guarantee=guarantee,
         parts={
             "Intended use": "Sampling labelled synthetic text with the prompt below. It is no assistant, and nothing "
             "it writes is a fact.",
-            "Prompt": f"`{_plain(str(data.get('prompt_template') or 'the default of SafeSynthDP'))}`",
+            "Prompt": f"`{_plain(str(data.get('prompt_template') or DEFAULT_TEMPLATE))}`",
             "Method": _method(group, guarantee),
             "Licence": f"That of {_plain(base)} applies to what is built on it. {NO_LICENCE}" if base else NO_LICENCE,
         },
@@ -96,8 +102,7 @@ def dataset_card(group: Group, guarantee: Guarantee, sample: Sample) -> str:
             "Contents": f"{count_text(sample.num_texts)} texts; columns `text`, `label`, `record_id`. Labels: "
             f"{_plain(labels or NOT_STATED)}. Language: "
             f"{'English' if 'language' in header else 'that of the records'}.",
-            "Generator": f"{_plain(base_model(config) or 'a model that is not named here')}; "
-            f"{_plain(value_text(settings))}. {_counts(sample)}",
+            "Generator": f"{_plain(_generator(config))}; {_plain(value_text(settings))}. {_counts(sample)}",
             "Utility": _utility(group),
             "Limits": "Facts that many records share can appear, and so can text that the base model has seen before. "
             "A text may carry a wrong label. Rare groups fare worse than common ones under differential privacy.",
@@ -160,15 +165,14 @@ def _promise(claims: Sequence[Claim], guarantee: Guarantee) -> str:
     )
 
 
+def _generator(config: Mapping[str, Any]) -> str:
+    return "a model trained from random weights" if is_from_scratch(config) else base_model(config) or UNNAMED
+
+
 def _method(group: Group, guarantee: Guarantee) -> str:
     if any(access.kind == "dpsgd" for access in guarantee.accesses):
         return "DP-SGD with Poisson sampling, every record's gradient clipped, noise added once a step; see below."
     return "Trained without clip and noise: no formal guarantee." if group.finetune is not None else NOT_STATED
-
-
-def _uses_lora(config: Mapping[str, Any]) -> bool:
-    enabled = (config.get("lora") or {}).get("enabled")
-    return (config.get("model") or {}).get("model_name_or_path") is not None if enabled is None else bool(enabled)
 
 
 def _labels(group: Group) -> str | None:

@@ -204,3 +204,15 @@ class Group:
 def predicted(group: Group) -> bool:
     """Whether the text was drawn straight from the records, without a finetune run."""
     return group.finetune is None and any(not sample.stage.parents for sample in group.samples)
+
+
+def is_from_scratch(config: Mapping[str, Any]) -> bool:
+    """Whether a finetune run's config trains from random weights: there is no base model."""
+    model = config.get("model") or {}
+    return model.get("model_name_or_path") is None and model.get("from_scratch") is not None
+
+
+def uses_lora(config: Mapping[str, Any]) -> bool:
+    """Whether a finetune run's config trains adapters; unsaid, it does for a base model alone."""
+    enabled = (config.get("lora") or {}).get("enabled")
+    return not is_from_scratch(config) if enabled is None else bool(enabled)

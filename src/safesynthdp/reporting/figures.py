@@ -9,7 +9,7 @@ sheet shows one. Only what ``draw`` and ``draw_small`` return is ever marked saf
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ _STYLE = {
     "text.color": INK,
     "legend.frameon": False,
 }
+_TAG = re.compile(r"<[a-z][^<>]*>")
+_REFERENCE = re.compile(r'(?:xlink:)?(href="#|url\(#)([^")]+)')
+_TICK = f' style="fill:{INK};stroke:{INK};stroke-width:0.8"'  # of a mark whose own path says the same
 Paint = Callable[["Figure"], None]
 
 
@@ -120,24 +123,58 @@ def _inline(svg: str, *, identity: str, title: str) -> str:
     """Make one SVG file fit for a page: no prolog, no page-wide style, ids of its own, a title for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[a-z][^<>]*>", lambda tag: _short(tag[0]), svg)  # text between tags is left as it is
-    used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = _TAG.sub(lambda tag: _short(tag[0]), svg)  # text between tags is left as it is
+    used = dict.fromkeys(name for tag in _TAG.findall(svg) for _, name in _REFERENCE.findall(tag))
+    names = {name: f"{identity}-{number}" for number, name in enumerate(used)}
+    svg = _TAG.sub(lambda tag: _renamed(tag[0], names), svg)
     svg = re.sub(r"<defs>\s*</defs>", "", _without_bare_groups(re.sub(r"\s*\n\s*", "\n", svg)))
-    svg = re.sub(r'\bid="', f'id="{identity}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{identity}-", svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     shape = box[0] if box else ""
     words = html.escape(visible(title))
-    start = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {shape} role="img" aria-label="{words}">'
+    start = f'<svg {shape} role="img" aria-label="{words}">'
     return f"{start}<title>{words}</title>{body.strip()}"
 
 
+def _renamed(tag: str, names: Mapping[str, str]) -> str:
+    """A tag with the names that occur nowhere else on the page, and without an id that nothing refers to."""
+    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{names[found[1]]}"' if found[1] in names else "", tag)
+    return _REFERENCE.sub(lambda found: f"{found[1]}{names[found[2]]}", tag)
+
+
 def _short(tag: str) -> str:
-    """A tag without what the page's own style says, and with numbers to a hundredth of a point."""
+    """A tag without what the page's own style says, and with numbers to a tenth of a point."""
     tag = re.sub(r"font-family: [^;\"]*(; )?| transform=\"rotate\(-0 [^\"]*\"|; stroke-linecap: square", "", tag)
-    return re.sub(r"(?<![\w#.])(-?\d+\.\d)\d+", r"\1", tag).replace(": ", ":").replace("; ", ";")
+    tag = re.sub(r"(?<![\w#.])(-?\d+\.\d)\d+", r"\1", tag).replace(": ", ":").replace("; ", ";")
+    if tag.startswith("<text"):
+        tag = re.sub(rf"font-size:10px;?|;?fill:{INK}(?=[;\"])", "", tag)
+    return re.sub(r' d="([^"]*)"', lambda found: f' d="{_short_path(found[1])}"', tag.replace(_TICK, ""))
+
+
+def _short_path(path: str) -> str:
+    """The same line in fewer letters: no point twice, and level or upright pieces with one number.
+
+    >>> _short_path("M 0 1.5 L 2 1.5 L 2 1.5 L 4 1.5 L 4 3 L 5 6 z")
+    'M0 1.5H4V3L5 6z'
+    """
+    kept = list[tuple[str, str, str]]()
+    at = ("", "")
+    for letter, words in re.findall(r"([A-Za-z])([^A-Za-z]*)", path):
+        numbers = words.split()
+        x, y = (numbers[-2], numbers[-1]) if len(numbers) >= 2 else ("", "")
+        if letter != "L" or not at[0]:
+            kept.append((letter, " ".join(numbers), ""))
+        elif y == at[1] and x != at[0]:
+            goes = "right" if float(x) > float(at[0]) else "left"
+            if kept[-1][0] == "H" and kept[-1][2] == goes:
+                kept.pop()
+            kept.append(("H", x, goes))
+        elif x == at[0] and y != at[1]:
+            kept.append(("V", y, ""))
+        elif (x, y) != at:
+            kept.append(("L", f"{x} {y}", ""))
+        at = (x, y)
+    return "".join(f"{letter}{words}" for letter, words, _ in kept)
 
 
 def _without_bare_groups(svg: str) -> str:

@@ -204,8 +204,8 @@ def _paint_line(axes: "Axes", line: Line, scale: Scale, *, y: float, is_alone: b
     if not is_alone:
         axes.annotate(
             str(line.number), (end, y), xytext=(7, 4 if line.number % 2 == 0 else -11), textcoords="offset points",
-            fontsize=8.5, fontweight="bold",
-            color=color, zorder=7,
+            fontsize=8.5, fontweight="bold", color=color, zorder=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.7, "alpha": 0.85},
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ measured (sections.py), the verdict box (verdict.py), the privacy statement (sta
 from collections.abc import Sequence
 from pathlib import Path
 
-from safesynthdp.reporting.facts import Finetune, Group, Stage, predicted
+from safesynthdp.reporting.facts import Finetune, Group, Stage, is_from_scratch, predicted, uses_lora
 from safesynthdp.reporting.frontier import (
     Parts,
     frontier_drawing,
@@ -26,6 +26,7 @@ from safesynthdp.reporting.wording import NOT_STATED, value_text
 
 MANY_RUNS = 4
 STAGE_FOLDERS = ("run", "synthetic")
+UNNAMED = "A model that is not named here"
 SHOWN_STATUS = {"created": "created, not begun", "interrupted": "not finished", "finished": "finished"}
 
 
@@ -69,14 +70,14 @@ def _overview(parts: Parts, names: Sequence[str], *, is_public: bool) -> Article
 
 
 def _article(group: Group, guarantee: Guarantee, *, slug: str, is_public: bool, num_runs: int) -> Article:
-    finetune, is_alone = group.finetune, num_runs == 1
+    finetune, is_alone, is_brief = group.finetune, num_runs == 1, num_runs > MANY_RUNS
     sections = [
         *([frontier(group, guarantee, slug, is_public=is_public)] if is_alone else []),
-        utility(group, slug, is_public=is_public, is_brief=num_runs > MANY_RUNS),
-        fidelity(group, slug, is_public=is_public),
+        utility(group, slug, is_public=is_public, is_brief=is_brief),
+        fidelity(group, slug, is_public=is_public, is_brief=is_brief),
         memorisation(group, is_public=is_public),
         attacks(group, guarantee, slug, is_public=is_public),
-        samples(group, is_public=is_public),
+        samples(group, is_public=is_public, is_brief=is_brief),
         progress(finetune, slug, is_public=is_public),
         _ledger(guarantee),
         _settings(group),
@@ -118,11 +119,12 @@ def _subtitle(finetune: Finetune | None, *, is_predicted: bool) -> str:
     if finetune is None:
         return "Their finetune run is neither among the directories given nor where it was."
     stage = finetune.stage
-    model = (stage.config.get("model") or {}).get("model_name_or_path") or "a model trained from random weights"
+    model = (stage.config.get("model") or {}).get("model_name_or_path")
+    what = "A model trained from random weights" if is_from_scratch(stage.config) else f"{model or UNNAMED}, fine-tuned"
     mode = (stage.config.get("privacy") or {}).get("mode")
-    how = "fine-tuned without privacy" if mode == "none" else "fine-tuned with DP-SGD"
+    how = "without privacy" if mode == "none" else "with DP-SGD"
     when = str(stage.manifest.get("finished") or stage.manifest.get("created") or "date not stated")
-    return f"{model}, {how}; {SHOWN_STATUS.get(stage.status, stage.status)}, {when[:10]}"
+    return f"{what} {how}; {SHOWN_STATUS.get(stage.status, stage.status)}, {when[:10]}"
 
 
 def _ledger(guarantee: Guarantee) -> Section:
@@ -152,7 +154,9 @@ def _flat(stage: Stage) -> list[tuple[str, str]]:
     lines = list[tuple[str, str]]()
     loose: dict[str, object] = {}
     for name, value in stage.config.items():
-        if isinstance(value, dict):
+        if name == "lora" and not uses_lora(stage.config):
+            lines.append((name, "not used"))
+        elif isinstance(value, dict):
             shown = {key: _setting(key, inner) for key, inner in value.items() if inner is not None}
             lines.append((name, value_text(shown)))
         elif value is not None:

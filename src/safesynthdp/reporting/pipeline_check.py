@@ -1,8 +1,8 @@
-"""``safesynthdp pipeline --dry_run true``: would every call of a grid be understood, and is every price affordable?
+"""Would every call of a grid be understood, and is every price affordable?
 
-Here: each job's words through the parser of its own stage, and the price of private prediction. Elsewhere: the jobs
-(pipeline_jobs.py). Nothing is read but recipes, nothing is started or written: a wrong key is found before a night of
-training, not after it.
+Here: each job's words through the parser of its own stage, and the price of private prediction: of every job for
+``--dry_run true``, of one job of each kind before a grid begins. Elsewhere: the jobs (pipeline_jobs.py). Nothing but
+recipes is read, nothing is started or written: a wrong key is found before a night of training, not after it.
 """
 
 import shlex
@@ -26,6 +26,15 @@ def check_jobs(jobs: Sequence[Job]) -> list[str]:
         except UserError as error:
             raise type(error)(f"{job.key}: {error}") from error
     return [f"{job.key}: {shlex.join(['safesynthdp', *job.words])}".replace("\n", "\\n") for job in jobs]
+
+
+def of_each_kind(jobs: Sequence[Job]) -> list[Job]:
+    """Return the first of the jobs that differ in the values of the grid alone: what costs a moment to check."""
+    kinds: dict[tuple[str, ...], Job] = {}
+    for job in jobs:
+        flags = (word for word in job.words if word.startswith("--"))
+        kinds.setdefault((*job.words[:2], str(job.recipe), *flags), job)
+    return list(kinds.values())
 
 
 def _check(job: Job) -> None:

@@ -24,6 +24,7 @@ from safesynthdp.errors import Preempted, SafeSynthError, UserError
 from safesynthdp.privacy.storage import disk_error, write_json
 from safesynthdp.progress import duration
 from safesynthdp.reporting.pipeline_calls import Job
+from safesynthdp.reporting.pipeline_check import check_jobs, of_each_kind
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import Engine, LocalEngine, Outcome
 from safesynthdp.reporting.pipeline_jobs import report_job, stage_jobs
@@ -36,11 +37,11 @@ RECORD = "pipeline.json"
 def main(argv: Sequence[str]) -> None:
     """Run the grid; write everything, then fail if anything failed or refutes a claim."""
     config = parse(PipelineConfig, argv, prog="safesynthdp pipeline")
+    jobs = stage_jobs(config)
     if config.dry_run:
-        from safesynthdp.reporting.pipeline_check import check_jobs
-
-        sys.stdout.write("".join(f"{line}\n" for line in check_jobs(stage_jobs(config))))
+        sys.stdout.write("".join(f"{line}\n" for line in check_jobs(jobs)))
         return
+    check_jobs(of_each_kind(jobs))
     root = Path(config.output_dir).resolve()
     try:
         root.mkdir(parents=True, exist_ok=True)

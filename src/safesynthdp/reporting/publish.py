@@ -173,8 +173,11 @@ def _config(stage: Stage) -> dict[str, Any]:
     config["model"] = {key: None if _is_path(value) else value for key, value in config["model"].items()}
     data = stage.config.get("data") or {}
     config["data"] = {key: data[key] for key in _PUBLIC_DATA_CONFIG if key in data}
+    if _is_path(data.get("dataset_name")):
+        del config["data"]["dataset_name"]
     return config
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str) and ("/" in value or "\\" in value) and (value[:1] in "/.~\\" or value.count("/") > 1)
+    """Whether a name leads to a folder: only NAME and OWNER/NAME are names on the hub."""
+    return isinstance(value, str) and ("\\" in value or value[:1] in ("/", ".", "~") or value.count("/") > 1)

@@ -4,6 +4,8 @@ Here: frontier, utility, fidelity, memorisation, attacks, samples, progress. Els
 about the ledger, settings and versions (page.py), the tables (tables.py), the verdict box (verdict.py).
 """
 
+from dataclasses import replace
+
 from safesynthdp.reporting.attack_figures import MAX_CURVES, draw_roc
 from safesynthdp.reporting.attack_table import attack_table
 from safesynthdp.reporting.audits import ARTIFACT_OF, is_baseline
@@ -18,7 +20,9 @@ from safesynthdp.reporting.tables import recall_drawing, utility_drawing, utilit
 from safesynthdp.reporting.utility_figures import draw_lengths, draw_progress
 from safesynthdp.reporting.wording import count_text, value_text
 
+BRIEF_CHARACTERS = 280
 LEFT_OUT = "Left out of the public edition: computed from private records without an accounted mechanism."
+BY_LABEL = "Numbers of single labels are in report.json, and on a page of this run alone."
 NO_EVALUATION = "Not done: no evaluation of this run was given. safesynthdp evaluate makes one."
 NO_ATTACK = "Not done: no attack on this run was given. safesynthdp attack makes one. A missing attack is no evidence."
 NO_SAMPLE = "Not done: no text sampled from this run was given. safesynthdp sample makes some."
@@ -56,9 +60,9 @@ def utility(group: Group, slug: str, *, is_public: bool, is_brief: bool) -> Sect
     )
 
 
-def fidelity(group: Group, slug: str, *, is_public: bool) -> Section:
-    """How like real text it reads, and how varied it is."""
-    tables = tuple(part for e in _measured(group) if (part := fidelity_table(e)) is not None)
+def fidelity(group: Group, slug: str, *, is_public: bool, is_brief: bool = False) -> Section:
+    """How like real text it reads, and how varied it is; ``is_brief``, on a page of many runs, for all labels alone."""
+    tables = tuple(part for e in _measured(group) if (part := fidelity_table(e, by_label=not is_brief)) is not None)
     findings = tuple(f"Finding of the evaluation: {line}" for e in group.evaluations for line in e.findings)
     drawing = _lengths(group, slug)
     missing = "" if tables else _why_empty(group, is_public=is_public)
@@ -67,7 +71,7 @@ def fidelity(group: Group, slug: str, *, is_public: bool) -> Section:
         title="Fidelity and diversity",
         drawings=_present(drawing),
         tables=tables,
-        notes=findings,
+        notes=(*findings, *([BY_LABEL] if is_brief and tables else [])),
         missing=missing,
     )
 
@@ -120,10 +124,10 @@ def attacks(group: Group, guarantee: Guarantee, slug: str, *, is_public: bool) -
     )
 
 
-def samples(group: Group, *, is_public: bool) -> Section:
-    """The first synthetic texts of each label."""
+def samples(group: Group, *, is_public: bool, is_brief: bool = False) -> Section:
+    """The first synthetic texts of each label; ``is_brief``, on a page of many runs, the beginning of each."""
     tuned = [sample for sample in group.samples if not sample.is_untuned]
-    texts = [text for sample in tuned[:1] for text in sample.texts]
+    texts = [_cut(text) if is_brief else text for sample in tuned[:1] for text in sample.texts]
     by_label: dict[str, list[Text]] = {}
     for text in texts:
         by_label.setdefault(text.label, []).append(text)
@@ -173,7 +177,7 @@ def _lengths(group: Group, slug: str) -> Drawing | None:
     real = group.finetune.lengths if group.finetune is not None else ()
     if not tuned:
         return None
-    series = {"synthetic": tuned, "real (training records)": real, "untuned model": untuned}
+    series = {"synthetic": tuned, "real (training)": real, "untuned model": untuned}
     missing = "" if real else " Real lengths are not shown: private here, or the records could not be read again."
     return draw_lengths(series, identity=f"{slug}-lengths", caption=f"How long the texts are, in words.{missing}")
 
@@ -200,6 +204,11 @@ def _roc(curves: list[Curve], channel: str, guarantee: Guarantee, slug: str) -> 
     more = f" {left_out} more attacks are in the table only." if left_out > 0 else ""
     caption = f"Members found against false alarms, on logarithmic axes. {over}{more}"
     return draw_roc(shown, claim=claim, channel=channel, identity=f"{slug}-roc-{channel}", caption=caption)
+
+
+def _cut(text: Text) -> Text:
+    hidden = max(0, len(text.text) - BRIEF_CHARACTERS)
+    return replace(text, text=text.text[:BRIEF_CHARACTERS], num_hidden=text.num_hidden + hidden)
 
 
 def _counts(stage: Stage) -> tuple[Fact, ...]:

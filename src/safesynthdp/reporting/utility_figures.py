@@ -91,7 +91,7 @@ def draw_recall(
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("recall")
         below = -0.42 / (height - 0.95)
-        axes.legend(loc="upper right", bbox_to_anchor=(1.05, below), ncols=2, fontsize=7.5, columnspacing=1.0)
+        axes.legend(loc="upper right", bbox_to_anchor=(1.05, below), ncols=2, fontsize=8.5, columnspacing=1.0)
 
     title = f"Recall by label: {'; '.join(parts)}"
     return draw_small(paint, height=height, identity=identity, title=title, caption=caption)
@@ -115,7 +115,9 @@ def draw_lengths(series: Mapping[str, Sequence[int]], *, identity: str, caption:
         axes.set_xlabel(f"words (longer than {int(edges[-1]) - 1}: last bin)")
         axes.set_ylabel("share of texts")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, fontsize=7.5, columnspacing=1.0)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.14, 1.0), ncols=3, fontsize=8.5, columnspacing=1.0, borderpad=0
+        )
 
     words = "; ".join(f"{name}: median {np.median(lengths):.0f} words" for name, lengths in drawn.items())
     return draw_small(paint, height=2.8, identity=identity, title=f"Lengths. {words}", caption=caption)
@@ -136,7 +138,7 @@ def draw_progress(steps: Sequence[Step], *, identity: str, caption: str) -> Draw
             is_last = index == len(drawn) - 1
             bottom = 0.5 + PANEL_INCHES * (len(drawn) - 1 - index)
             axes = axes_by_margins(figure, left=0.75, bottom=bottom, height=PANEL_INCHES - 0.35, labels_x=is_last)
-            mark = "o" if len(points) < 60 else ""
+            mark = "o" if len(points) <= 20 else ""
             axes.plot(*zip(*points, strict=True), color=(BLUE, ORANGE)[index], linewidth=1.4, marker=mark, ms=2.5)
             axes.set_ylabel(name)
             axes.grid(axis="y", color=RULE, linewidth=0.6)
