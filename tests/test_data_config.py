@@ -41,6 +41,8 @@ FILE = {"train_file": "train.csv"}
         (FILE | {"prompt_template": "{label} {label}"}, "data.prompt_template="),
         (FILE | {"prompt_template": "{label} {text}"}, "data.prompt_template="),
         (FILE | {"prompt_template": "{label"}, "data.prompt_template="),
+        (FILE | {"label_descriptions": {"a": " "}}, "data.label_descriptions.a is empty"),
+        (FILE | {"labels": ["a", "b"], "label_descriptions": {"c": "x"}}, "data.label_descriptions.c"),
     ],
 )
 def test_a_bad_section_is_refused_with_its_key(values: dict[str, Any], key: str) -> None:

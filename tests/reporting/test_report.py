@@ -122,9 +122,10 @@ def test_every_id_on_the_page_is_its_own_and_every_reference_meets_one(internal:
 
 
 def test_a_label_that_looks_like_a_reference_stays_text_in_a_figure() -> None:
-    label = ' id="p1" href="#p1" url(#p1) d="M 0 0'
-    series = {"synthetic": dict.fromkeys((label, "b"), (0.5, 0.4, 0.6))}
-    drawing = draw_recall([label, "b"], series, identity="one", caption="")
+    label: str = ' id="p1" href="#p1" url(#p1) d="M 0 0'
+    names: list[str] = [label, "b"]
+    series = {"synthetic": dict.fromkeys(names, (0.5, 0.4, 0.6))}
+    drawing = draw_recall(names, series, identity="one", caption="")
     assert label[:17] in html.unescape(drawing.narrow.split("</title>")[1])
     ids = [found["id"] for _, found in Reader(drawing.narrow).tags if "id" in found]
     assert all(name is not None and name.startswith("one-") for name in ids)

@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "RMSNorm over heads": (lambda: Qwen3RMSNorm(WIDTH), (3, WIDTH)),
     "RMSNorm times 1 + w": (lambda: Gemma3RMSNorm(WIDTH), (WIDTH,)),
     "torch's RMSNorm": (lambda: nn.RMSNorm(WIDTH), (WIDTH,)),
-    "torch's RMSNorm over heads": (lambda: nn.RMSNorm((3, WIDTH), eps=1e-5), (3, WIDTH)),
+    "torch's RMSNorm over heads": (lambda: nn.RMSNorm([3, WIDTH], eps=1e-5), (3, WIDTH)),
     "LayerNorm": (lambda: nn.LayerNorm(WIDTH), (WIDTH,)),
     "LayerNorm without bias": (lambda: nn.LayerNorm(WIDTH, bias=False), (WIDTH,)),
     "Cohere's LayerNorm": (lambda: CohereLayerNorm(WIDTH), (WIDTH,)),  # type: ignore[no-untyped-call]

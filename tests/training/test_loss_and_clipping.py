@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from safesynthdp.errors import ConfigError, UnsupportedLayer
 from safesynthdp.model_config import LoraConfig
 from safesynthdp.models import make_trainable
+from safesynthdp.training import loss as loss_module
 from safesynthdp.training.clipping import CLIP_MARGIN, PlainEngine, clip_factors, trainable_parameters
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses, target_log_probs
@@ -191,6 +192,29 @@ def test_log_probabilities_stand_under_their_own_tokens() -> None:
         assert bool((row[: record.num_prompt_tokens] == 0).all())
         assert bool((row[len(record) :] == 0).all())
         assert bool((row[record.num_prompt_tokens : len(record)] < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)]
+)
+def test_log_probabilities_that_widen_few_rows_at_a_time_equal_cross_entropy(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, over cuts that do not divide the rows; no row's bits depend on where the cuts fall."""
+    torch.manual_seed(0)
+    logits_NV = (4 * torch.randn(11, VOCAB)).to(dtype).requires_grad_()
+    targets_N, weights_N = torch.randint(VOCAB, (11,)), torch.randn(11, dtype=loss_module.wide(logits_NV).dtype)
+    (expected_N,) = [-nn.functional.cross_entropy(loss_module.wide(logits_NV), targets_N, reduction="none")]
+    (expected_NV,) = torch.autograd.grad(expected_N @ weights_N, logits_NV)
+    seen = list[Tensor]()
+    for rows in (1, 4, 100):
+        monkeypatch.setitem(loss_module._AT_ONCE, "cpu", rows * VOCAB)
+        found_N = loss_module._PickedLogProbs.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+        (found_NV,) = torch.autograd.grad(found_N @ weights_N, logits_NV)
+        assert torch.allclose(found_N, expected_N, rtol=0, atol=min(tolerance, 1e-5))
+        assert torch.allclose(found_NV, expected_NV, rtol=tolerance, atol=tolerance)
+        seen += [found_N.detach().double(), found_NV.double()]
+    assert all(torch.equal(seen[i], seen[i % 2]) for i in range(len(seen)))
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

@@ -179,7 +179,10 @@ def adapters(at_layer_1: Callable[[Tensor], Tensor] | None = None, *, base: torc
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2
     )
-    model = make_trainable(LlamaForCausalLM(config).to(base), LoraConfig(lora_r=4), seed=1, use_lora=True)
+    whole = LlamaForCausalLM(config)
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.to(base)
+    model = make_trainable(whole, LoraConfig(lora_r=4), seed=1, use_lora=True)
     if at_layer_1 is not None:
         layer = model.get_submodule("base_model.model.model.layers.1")
         layer.register_forward_pre_hook(lambda _, inputs: (at_layer_1(inputs[0]), *inputs[1:]))

@@ -104,7 +104,8 @@ def _of_label(label: str, parts: Pairs, *, model: str, buckets: int) -> list[Row
 
 def _too_few(label: str, size: int, *, model: str) -> list[Row]:
     reason = f"{size} records a side have this label; {MIN_PER_LABEL} are needed"
-    estimates = dict.fromkeys((SYNTHETIC, CEILING), Estimate(value=None, n=size, reason=reason))
+    sets: tuple[str, ...] = (SYNTHETIC, CEILING)
+    estimates = dict.fromkeys(sets, Estimate(value=None, n=size, reason=reason))
     found = list[Row]()
     for metric in (C2ST, OF_DIVERGENCE["mauve"], OF_DIVERGENCE["mauve_star"], FRECHET, COVERAGE):
         found += rows(metric, estimates, model=model, label=label)

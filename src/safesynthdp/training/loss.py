@@ -60,7 +60,7 @@ def _few(logits_NV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield a few rows at a time: widened logits, room for as many results, and the same rows of the others."""
     rows = max(1, _AT_ONCE.get(logits_NV.device.type, 1 << 26) // logits_NV.shape[1])
     room_2MV = logits_NV.new_empty(2, min(rows, len(logits_NV)), logits_NV.shape[1], dtype=_wide_dtype(logits_NV))
-    for logits_MV, *rest in zip(logits_NV.split(rows), *(other.split(rows) for other in others), strict=True):
+    for logits_MV, *rest in zip(*(torch.split(x, rows) for x in (logits_NV, *others)), strict=True):
         wide_MV, made_MV = room_2MV[:, : len(logits_MV)]
         yield wide_MV.copy_(logits_MV), made_MV, *rest
 
