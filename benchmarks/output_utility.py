@@ -145,7 +145,8 @@ def accuracy(data: Path, text: Path, output_dir: Path) -> float:
     from safesynthdp.evaluation.command import main as evaluate
 
     if not (output_dir / "metrics.json").is_file():
-        evaluate([f"--real={data}", f"--synthetic={text}", f"--holdout={data}", f"--output_dir={output_dir}"])
+        sides = [f"--real={data}", f"--synthetic={text}", f"--holdout={data}", f"--output_dir={output_dir}"]
+        evaluate([*sides, "--downstream=lr", "--seeds=3", "--reference_model=null", "--max_records=100"])
     metrics = json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))["metrics"]
     wanted = {"group": "utility", "name": "accuracy", "train_on": "synthetic", "model": "lr", "label": None}
     found = [metric for metric in metrics if all(metric[key] == value for key, value in wanted.items())]

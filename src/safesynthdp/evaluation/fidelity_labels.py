@@ -104,8 +104,8 @@ def _of_label(label: str, parts: Pairs, *, model: str, buckets: int) -> list[Row
 
 def _too_few(label: str, size: int, *, model: str) -> list[Row]:
     reason = f"{size} records a side have this label; {MIN_PER_LABEL} are needed"
-    sets: tuple[str, ...] = (SYNTHETIC, CEILING)
-    estimates = dict.fromkeys(sets, Estimate(value=None, n=size, reason=reason))
+    missing = Estimate(value=None, n=size, reason=reason)
+    estimates: dict[str, Estimate] = {SYNTHETIC: missing, CEILING: missing}
     found = list[Row]()
     for metric in (C2ST, OF_DIVERGENCE["mauve"], OF_DIVERGENCE["mauve_star"], FRECHET, COVERAGE):
         found += rows(metric, estimates, model=model, label=label)
