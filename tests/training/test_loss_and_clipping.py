@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from safesynthdp.errors import ConfigError, UnsupportedLayer
+from safesynthdp.errors import ConfigError, SafeSynthError, UnsupportedLayer
 from safesynthdp.model_config import LoraConfig
 from safesynthdp.models import make_trainable
 from safesynthdp.training import loss as loss_module
@@ -215,6 +215,27 @@ def test_log_probabilities_that_widen_few_rows_at_a_time_equal_cross_entropy(
         assert torch.allclose(found_NV, expected_NV, rtol=tolerance, atol=tolerance)
         seen += [found_N.detach().double(), found_NV.double()]
     assert all(torch.equal(seen[i], seen[i % 2]) for i in range(len(seen)))
+
+
+def test_a_model_that_ignores_logits_to_keep_gives_each_target_its_own_row_s_logits() -> None:
+    """It answers with all positions; paired with the wanted ones in order, rows would read one another's."""
+    inner = llama()
+
+    class Ignoring(nn.Module):
+        def forward(
+            self, input_ids: Tensor, position_ids: Tensor, use_cache: bool = False, logits_to_keep: object = 0
+        ) -> Any:
+            return inner(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+    batch = collate(examples(), pad_token_id=0)
+    assert batch.first_target > 0
+    found_BT, expected_BT = target_log_probs(Ignoring(), batch), target_log_probs(inner, batch)
+    assert torch.allclose(found_BT, expected_BT, rtol=0, atol=1e-6)
+
+
+def test_logits_and_targets_of_different_numbers_are_an_error() -> None:
+    with pytest.raises(SafeSynthError, match="3 rows of logits for 2 targets"):
+        loss_module._PickedLogProbs.apply(torch.zeros(3, VOCAB), torch.zeros(2, dtype=torch.int64))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from safesynthdp.errors import SafeSynthError
 from safesynthdp.training.examples import Batch
 
 _AT_ONCE = {"cpu": 1 << 19}
@@ -28,6 +29,8 @@ class _PickedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        if len(logits_NV) != len(targets_N):  # a gather from more rows would pair them with one another's, in silence
+            raise SafeSynthError(f"{len(logits_NV)} rows of logits for {len(targets_N)} targets; this is a defect")
         ctx.save_for_backward(logits_NV, targets_N)
         made_N = torch.empty(len(targets_N), dtype=_wide_dtype(logits_NV), device=logits_NV.device)
         for wide_MV, made_MV, targets_M, made_M in _few(logits_NV, targets_N, made_N):
@@ -89,7 +92,8 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     extra = {"logits_to_keep": last} if _accepts(model, "logits_to_keep") else {}
     positions = {"position_ids": batch.position_ids_BT} if _accepts(model, "position_ids") else {}
     logits_BKV = model(input_ids=batch.input_ids_BT, use_cache=False, **positions, **extra).logits
-    logits_BKV = logits_BKV if extra else logits_BKV[:, -kept:-1]
+    if logits_BKV.shape[1] != kept - 1:  # it gives all positions, whether or not it says that it can give fewer
+        logits_BKV = logits_BKV[:, -kept:-1]
     return logits_BKV, batch.input_ids_BT[:, -kept + 1 :]
 
 
