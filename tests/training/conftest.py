@@ -6,7 +6,8 @@ autograd, clip, add), ``run_engine`` the same sum through an engine, ``assert_eq
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from safesynthdp.training import engines
 from safesynthdp.training.clipping import CLIP_MARGIN, trainable_parameters
 from safesynthdp.training.examples import Example, collate
 from safesynthdp.training.loss import record_losses
+from safesynthdp.training.step import sum_clipped_gradients
 
 VOCAB = 41
 LENGTHS = (5, 11, 8, 3)
@@ -191,3 +193,25 @@ def _stays_double(unpatched: Callable[..., Tensor], name: str) -> Callable[..., 
         return x if wants_float32 and x.dtype == torch.float64 else unpatched(x, *args, **kwargs)
 
     return patched
+
+
+@pytest.fixture
+def killed_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """A run within is killed in its n-th step, after it was counted."""
+
+    @contextmanager
+    def killed(step: int) -> Iterator[None]:
+        calls = 0
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise KeyboardInterrupt
+            return sum_clipped_gradients(*args, **kwargs)
+
+        with monkeypatch.context() as context:
+            context.setattr("safesynthdp.training.loop.sum_clipped_gradients", patched)
+            yield
+
+    return killed

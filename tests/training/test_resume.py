@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,11 @@ def go(recipe: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
-def dies(go: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Dies:
+def dies(go: Callable[..., int], killed_in_step: Callable[[int], AbstractContextManager[None]]) -> Dies:
     """Run a command that is killed in its n-th step, after it was counted."""
 
     def run(path: Path, step: int, *words: str) -> int:
-        calls = 0
-
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                raise KeyboardInterrupt
-            return sum_clipped_gradients(*args, **kwargs)
-
-        with monkeypatch.context() as context:
-            context.setattr(SUM, patched)
+        with killed_in_step(step):
             return go(path, *words)
 
     return run

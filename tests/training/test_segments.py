@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.segments import NOT_COVERED, Segment
 from safesynthdp.training.spending import Spending
-from safesynthdp.training.step import add_noise, sum_clipped_gradients
+from safesynthdp.training.step import add_noise
 
-SUM = "safesynthdp.training.loop.sum_clipped_gradients"
 GO_ON = ["--resume_with_new_segment", "true"]
 Arguments = Callable[..., list[str]]
 
@@ -65,21 +65,11 @@ def arguments(records: Path, tmp_path: Path) -> Arguments:
 
 
 @pytest.fixture
-def dies(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], int], int]:
+def dies(killed_in_step: Callable[[int], AbstractContextManager[None]]) -> Callable[[list[str], int], int]:
     """Return what runs a command that is killed in its n-th step."""
 
     def run(words: list[str], step: int) -> int:
-        calls = 0
-
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                raise KeyboardInterrupt
-            return sum_clipped_gradients(*args, **kwargs)
-
-        with monkeypatch.context() as context:
-            context.setattr(SUM, patched)
+        with killed_in_step(step):
             return run_door(main, words)
 
     return run
