@@ -58,6 +58,12 @@ class LoadedModel:
     label_set: tuple[str, ...] = field(default=())
 
 
+def logits_width(model: "nn.Module") -> int:
+    """Return V, the number of logits a position; at least the tokenizer's vocabulary."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]  # a transformers or peft model
+    return int(head.weight.shape[0])
+
+
 def quiet() -> None:
     """Keep transformers' own bars and notices off the screen; errors still come through."""
     from transformers.utils import logging

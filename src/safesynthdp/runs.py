@@ -32,6 +32,7 @@ CONFIG = "config.yaml"
 LEDGER = "ledger.json"
 STATE = "state"
 CHECKPOINT = "checkpoint"
+TOKENS = "token_histogram.json"
 _VERSIONED = ("safesynthdp", "torch", "transformers", "peft", "opacus", "accelerate", "dp-accounting", "numpy")
 
 

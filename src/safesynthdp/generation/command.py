@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safesynthdp.config import parse, to_mapping
 from safesynthdp.errors import ConfigError, LedgerMismatch, UserError
 from safesynthdp.generation.settings import SampleConfig
-from safesynthdp.runs import CHECKPOINT, LEDGER, RunDirectory
+from safesynthdp.runs import CHECKPOINT, LEDGER, TOKENS, RunDirectory
 
 if TYPE_CHECKING:
     from safesynthdp.generation.labels import LabelShares
@@ -87,8 +87,12 @@ def _draw(
     ledger: "Ledger",
     ranks: "Ranks",
 ) -> None:
+    from safesynthdp.generation.decoding import Steering
     from safesynthdp.generation.files import load_parts, save_part
     from safesynthdp.generation.labels import plan_labels
+    from safesynthdp.generation.matching_stage import facts as matching_facts
+    from safesynthdp.generation.matching_stage import fit_bias, targets_of
+    from safesynthdp.generation.release import refuse_unpaid_tokens
     from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model
     from safesynthdp.generation.sharding import sample_on_ranks
     from safesynthdp.models import load_run_model
@@ -102,6 +106,8 @@ def _draw(
     with ranks.together():
         texts = load_parts(run) if ranks.is_main else {}
         run.begin()
+    targets = targets_of(config, source, loaded)
+    refuse_unpaid_tokens(ledger, targets)
     left = missing_rows(rows, ranks.share({"done": list(texts)})["done"])
     if texts:
         run.say(f"{len(texts)} texts are there already, {len(left)} are left")
@@ -111,6 +117,8 @@ def _draw(
             f"drawing {len(left)} texts for {len(shares.labels)} labels (shares: {shares.source}), each of at most "
             f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
         )
+    matched = None if targets is None else fit_bias(config, run, targets, model, loaded, rows, ranks)
+    device = next(model.parameters()).device
     began = time.monotonic()
     with progress("sampling", total=len(left), unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
         if config.output is not None:
@@ -125,10 +133,12 @@ def _draw(
                 ranks=ranks,
                 advance=advance,
                 keep=lambda part: save_part(run, part) if ranks.is_main else None,
+                steering=None if matched is None else Steering(matched.bias_LV.to(device)),
             )
     seconds = time.monotonic() - began
     with ranks.together():
         if ranks.is_main:
+            run.update(token_matching=matching_facts(config, matched))
             _write(config, run, texts | drawn, plan, shares, ledger, seconds=seconds, num_drawn=len(drawn))
 
 
@@ -149,12 +159,14 @@ def _write(
 ) -> None:
     """Write the ledger, then the text that it prices."""
     from safesynthdp.generation.files import drop_parts, write_tables
+    from safesynthdp.generation.matching_stage import drop_bias
 
     ledger.write(run.path / LEDGER)
     write_tables(run, texts, plan, with_csv=config.csv)
     facts = _facts(config, plan, shares, [texts[number] for number in sorted(texts)])
     run.finish(**facts, seconds=round(seconds, 2), texts_per_second=round(num_drawn / max(seconds, 1e-3), 2))
     drop_parts(run)
+    drop_bias(run)
     if config.output is not None:
         from safesynthdp.generation.output_sampling import drop_key
 
@@ -252,9 +264,10 @@ def _refuse_another_model(config: SampleConfig, source: RunDirectory, run: RunDi
 
 
 def _digests(source: RunDirectory) -> dict[str, str]:
-    """Return the SHA-256 of each weights file."""
+    """Return the SHA-256 of each weights file, and of the token counts."""
     found = dict[str, str]()
-    for path in sorted((source.path / CHECKPOINT).glob("*.safetensors")):
+    tokens = source.path / TOKENS
+    for path in (*sorted((source.path / CHECKPOINT).glob("*.safetensors")), *([tokens] if tokens.is_file() else [])):
         with path.open("rb") as handle:
             found[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
     return found

@@ -30,6 +30,8 @@ class Row:
     """The label's prompt as token ids; not empty."""
     max_new_tokens: int
     """The end-of-text token included."""
+    label: int = 0
+    """Position of its label among the run's; names its row of a bias."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,36 @@ class DrawnRow:
     """What was drawn before the end."""
     is_truncated: bool
     """No end-of-text token came within the row's limit."""
+
+
+class Steering:
+    """One bias on the logits a label and token, and, where asked, a look at what was drawn from."""
+
+    def __init__(self, bias_LV: Tensor, expected_LV: Tensor | None = None) -> None:
+        """Take [L, V] float32, on the model's device."""
+        self._bias_LV, self._expected_LV = bias_LV, expected_LV
+
+    @classmethod
+    def watching(cls, bias_LV: Tensor) -> "Steering":
+        """Return one that adds up the probabilities of every position that is drawn."""
+        return cls(bias_LV, torch.zeros_like(bias_LV))
+
+    @property
+    def expected_LV(self) -> Tensor:
+        """[L, V] how often each token was to be expected; zeros where nothing watched."""
+        return torch.zeros_like(self._bias_LV) if self._expected_LV is None else self._expected_LV
+
+    def steer(self, logits_BV: Tensor, label_B: Tensor) -> Tensor:
+        """Return [B, V] logits with the bias of each row's label, at least in float32."""
+        wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+        return wide_BV + self._bias_LV.to(wide_BV.device)[label_B]
+
+    def look(self, weights_BV: Tensor, label_B: Tensor, is_live_B: Tensor) -> None:
+        """Add the probabilities of the rows that are still drawn."""
+        if self._expected_LV is not None:
+            live_BV = weights_BV[is_live_B]
+            shares_BV = (live_BV / live_BV.sum(dim=1, keepdim=True)).to(self._expected_LV)
+            self._expected_LV.index_add_(0, label_B[is_live_B].to(self._expected_LV.device), shares_BV)
 
 
 def waves(rows: Iterable[Row], *, batch_size: int) -> list[list[Row]]:
@@ -65,6 +97,7 @@ def decode_wave(
     on_step: Callable[[list[DrawnRow], int], None],
     memory: Memory | None = None,
     compact_below: float = _COMPACT_BELOW,
+    steering: Steering | None = None,
 ) -> None:
     """Draw one text a row and hand each over as soon as it ends.
 
@@ -81,9 +114,10 @@ def decode_wave(
         on_step: Called after every token with the rows it finished and the number of rows that drew one.
         memory: What reads the tokens; by default the fastest this model can use.
         compact_below: The batch is made smaller once less than this share of it is unfinished.
+        steering: Added to the logits before ``sampling``.
     """
     with torch.inference_mode():
-        _decode(model, rows, sampling, eos_token_id, seed, on_step, memory or memory_of(model), compact_below)
+        _decode(model, rows, sampling, eos_token_id, seed, on_step, memory or memory_of(model), compact_below, steering)
 
 
 def _decode(
@@ -95,6 +129,7 @@ def _decode(
     on_step: Callable[[list[DrawnRow], int], None],
     memory: Memory,
     compact_below: float,
+    steering: Steering | None,
 ) -> None:
     limit, model_device = rows[0].max_new_tokens, next(model.parameters()).device
     device = torch.device("cpu") if model_device.type == "mps" else model_device  # draws need float64
@@ -103,8 +138,10 @@ def _decode(
     logits_BV = _start(memory, rows, model_device)
     slots_B = torch.arange(len(rows), device=device)  # the row that each slot of the batch holds
     is_live_B = torch.ones(len(rows), dtype=torch.bool, device=device)
+    label_R = torch.tensor([row.label for row in rows], device=device)
     for step in range(limit):
-        drawn_B = draw(sampling.weights(logits_BV.to(device)), uniform_RT[slots_B, step])
+        weights_BV = _weights(logits_BV.to(device), sampling, steering, label_R[slots_B], is_live_B)
+        drawn_B = draw(weights_BV, uniform_RT[slots_B, step])
         drawn_B = torch.where(is_live_B, drawn_B, eos_token_id)
         tokens_RT[slots_B, step] = drawn_B
         is_last = step + 1 == limit
@@ -120,6 +157,17 @@ def _decode(
             memory.select(kept.to(model_device))
             slots_B, drawn_B, is_live_B = slots_B[kept], drawn_B[kept], is_live_B[kept]
         logits_BV = memory.append(drawn_B.to(model_device))
+
+
+def _weights(
+    logits_BV: Tensor, sampling: Sampling, steering: Steering | None, label_B: Tensor, is_live_B: Tensor
+) -> Tensor:
+    """Return what the next tokens are drawn from, [B, V]."""
+    if steering is None:
+        return sampling.weights(logits_BV)
+    weights_BV = sampling.weights(steering.steer(logits_BV, label_B))
+    steering.look(weights_BV, label_B, is_live_B)
+    return weights_BV
 
 
 def _start(memory: Memory, rows: Sequence[Row], device: torch.device) -> Tensor:

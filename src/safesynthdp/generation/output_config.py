@@ -115,7 +115,9 @@ def refuse_other_vocabulary(output: OutputConfig | None, model: Any) -> None:
     """
     if output is None or output.vocab_size is None:
         return
-    width = model.get_output_embeddings().weight.shape[0]
+    from safesynthdp.models import logits_width
+
+    width = logits_width(model)
     if output.vocab_size != width:
         raise ConfigError(f"output.vocab_size={output.vocab_size} is not the width of the model's logits; set {width}")
 

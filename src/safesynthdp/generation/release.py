@@ -10,11 +10,15 @@ Guarantee:
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from safesynthdp.errors import LedgerMismatch, UserError
 from safesynthdp.generation.labels import LabelShares
 from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recompute, release_epsilon
+
+if TYPE_CHECKING:
+    from safesynthdp.generation.token_matching import TokenTargets
 
 TEXT = "synthetic_text"
 _READS_RECORDS = ("dpsgd", "none")
@@ -58,6 +62,25 @@ def sample_ledger(source: Ledger, shares: LabelShares) -> Ledger:
     if missing:
         release = _jointly(source, weights, missing)
     return Ledger(unit=source.unit, adjacency=source.adjacency, entries=source.entries, releases=(release,))
+
+
+def refuse_unpaid_tokens(ledger: Ledger, targets: "TokenTargets | None") -> None:
+    """See that the text pays for the token counts it follows.
+
+    Raises:
+        LedgerMismatch: If they are not among the accesses of its release.
+    """
+    if targets is None:
+        return
+    release = next(release for release in ledger.releases if release.artifact == TEXT)
+    if targets.source == "exact" and release.epsilon is None:
+        return
+    paid = {entry.id for entry in ledger.entries if entry.kind == "token_histogram"}
+    if targets.source == "exact" or not paid & set(release.entries):
+        raise LedgerMismatch(
+            f"token_histogram.json ({targets.source}): the run's ledger does not pay for it; restore both, or use "
+            "--token_matching_rounds 0"
+        )
 
 
 def released_weights(source: Ledger) -> Release | None:

@@ -10,7 +10,7 @@ import torch
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.generation.caching import memory_of
-from safesynthdp.generation.decoding import DrawnRow, Row, decode_wave, waves
+from safesynthdp.generation.decoding import DrawnRow, Row, Steering, decode_wave, waves
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.settings import SampleConfig
 from safesynthdp.generation.texts import SampledText, TextDecoder
@@ -28,6 +28,7 @@ def plan_rows(loaded: LoadedModel, labels: Sequence[str], *, max_new_tokens: int
     """
     prompts = {name: prompt_ids(name, tokenizer=loaded.tokenizer, template=loaded.template) for name in set(labels)}
     longest = max(len(prompt) for prompt in prompts.values())
+    place = {name: i for i, name in enumerate(loaded.label_set)}
     reach = getattr(loaded.model.config, "max_position_embeddings", None)
     if max_new_tokens is None and longest >= loaded.max_length:
         raise ConfigError(f"max_new_tokens=null: a prompt of {longest} tokens fills data.max_length; give a number")
@@ -40,6 +41,7 @@ def plan_rows(loaded: LoadedModel, labels: Sequence[str], *, max_new_tokens: int
             number=number,
             prompt=prompts[label],
             max_new_tokens=max_new_tokens or loaded.max_length - len(prompts[label]),
+            label=place.get(label, 0),
         )
         for number, label in enumerate(labels)
     ]
@@ -61,6 +63,7 @@ def sample_texts(
     *,
     advance: Callable[[int], None],
     keep: Callable[[Sequence[SampledText]], None],
+    steering: Steering | None = None,
 ) -> dict[int, SampledText]:
     """Draw every row and return the texts by number.
 
@@ -71,6 +74,7 @@ def sample_texts(
         config: Temperature, truncation, batch size and seed.
         advance: Told how many texts ended, after every token.
         keep: Called with texts not kept before: about every half minute, after a wave, and when interrupted.
+        steering: Added to the logits; None = the model as it is.
     """
     sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     decoder, texts, basket = TextDecoder(loaded.tokenizer), dict[int, SampledText](), Basket(keep)
@@ -90,6 +94,7 @@ def sample_texts(
                 eos_token_id=loaded.eos_token_id,
                 seed=config.seed,
                 on_step=on_step,
+                steering=steering,
             )
     finally:
         basket.empty()

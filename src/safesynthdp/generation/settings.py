@@ -11,6 +11,7 @@ from safesynthdp.errors import ConfigError
 from safesynthdp.generation.output_config import ModelOutputConfig, refuse_private_truncation
 from safesynthdp.privacy.output_pricing import OutputMechanism
 
+MOST_ROUNDS = 20
 LabelChoice = Literal["auto", "histogram", "uniform"]
 
 
@@ -41,6 +42,12 @@ class SampleConfig:
     """Draw among the k likeliest tokens only; 0 = all. Rare words, and rare kinds of text, get lost."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that hold this much probability; 1 = all. Loses the same."""
+    token_matching_rounds: int = 3
+    """Of a run that released token counts (privacy.token_histogram_share): rounds that fit a bias on the logits until
+    the texts of each label use its tokens as often as was released. It reads released numbers only and costs no
+    epsilon. 0 = the model as it is. Not used with untuned or output."""
+    token_matching_records: int = 1200
+    """Texts drawn in each round, over all labels, and thrown away."""
     max_new_tokens: int | None = None
     """Longest text, end included; null = what the label's prompt leaves of the run's data.max_length. A text that
     reaches it is counted as truncated."""
@@ -64,7 +71,7 @@ class SampleConfig:
         for name in ("run", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; give a directory")
-        for name in ("num_records", "batch_size", "max_new_tokens"):
+        for name in ("num_records", "batch_size", "max_new_tokens", "token_matching_records"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: give a whole number above 0")
@@ -74,13 +81,18 @@ class SampleConfig:
             raise ConfigError(f"top_k={self.top_k}: give a whole number above 0, or 0 for no limit")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} is outside (0, 1]; 1 = no limit")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1")
+        self._refuse_other_counts()
         self._refuse_unbounded_output()
         if self.untuned and self.labels == "histogram":
             raise ConfigError(
                 "labels=histogram reads the run's counts, untuned reads nothing of the run; drop one of them"
             )
+
+    def _refuse_other_counts(self) -> None:
+        """Refuse whole numbers outside their range."""
+        for name, most in (("seed", 2**63 - 1), ("token_matching_rounds", MOST_ROUNDS)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}={getattr(self, name)}: give a whole number from 0 to {most}")
 
     def _refuse_unbounded_output(self) -> None:
         """All texts and all their tokens are charged, so both are settled before the first one."""

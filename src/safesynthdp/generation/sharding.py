@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from safesynthdp.generation.decoding import Row, waves
+from safesynthdp.generation.decoding import Row, Steering, waves
 from safesynthdp.generation.sampling import sample_texts
 from safesynthdp.generation.settings import SampleConfig
 from safesynthdp.generation.texts import SampledText
@@ -27,6 +27,7 @@ def sample_on_ranks(
     ranks: Ranks,
     advance: Callable[[int], None],
     keep: Callable[[Sequence[SampledText]], None],
+    steering: Steering | None = None,
 ) -> dict[int, SampledText]:
     """Draw every row, wave by wave in rounds, and return all texts by number, on every rank.
 
@@ -38,9 +39,10 @@ def sample_on_ranks(
         ranks: Who takes part.
         advance: Told how many texts ended, on any rank.
         keep: Called with the texts of a round; only rank 0 needs to write them.
+        steering: Added to the logits, the same on every rank.
     """
     if not ranks.are_several:
-        return sample_texts(model, loaded, rows, config, advance=advance, keep=keep)
+        return sample_texts(model, loaded, rows, config, advance=advance, keep=keep, steering=steering)
     planned = waves(rows, batch_size=config.batch_size)
     dealt = deal([len(wave) * wave[0].max_new_tokens for wave in planned], world_size=ranks.world_size)
     texts = dict[int, SampledText]()
@@ -50,7 +52,7 @@ def sample_on_ranks(
         with ranks.together():
             if number < len(mine):
                 wave = planned[mine[number]]
-                drawn = sample_texts(model, loaded, wave, config, advance=_ignore, keep=_ignore)
+                drawn = sample_texts(model, loaded, wave, config, advance=_ignore, keep=_ignore, steering=steering)
         everyone = ranks.gather([dataclasses.asdict(text) for text in drawn.values()])
         found = [SampledText(**text) for share in everyone for text in share]
         with ranks.together():

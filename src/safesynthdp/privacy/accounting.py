@@ -22,6 +22,8 @@ from safesynthdp.privacy.composition import COARSE_POINTS, FINE_POINTS, composed
 from safesynthdp.privacy.losses import Access, Adjacency, GaussianSteps
 from safesynthdp.privacy.noise_search import smallest
 
+OWN = "conversions"
+"""A mechanism that is priced by formulas of its own when it stands alone, and asks for no accountant otherwise."""
 _ROUGH = 0.02
 _MARGIN = 2.5e-4  # of the target, so that prv's first answer lands within the tolerance as a rule
 _DENSE = 4  # times the usual grid, where the usual one is looser than prv's error
@@ -109,7 +111,7 @@ def joint_accountant(mechanisms: Sequence[Priced]) -> str:
     active = [mechanism for mechanism in mechanisms if mechanism.accesses()]
     if len(active) == 1:
         return active[0].accountant
-    stepped = {m.accountant for m in active if any(isinstance(a, GaussianSteps) for a in m.accesses())}
+    stepped = {m.accountant for m in active if any(isinstance(a, GaussianSteps) for a in m.accesses())} - {OWN}
     if stepped == {"rdp"}:
         return "rdp"
     accesses = _added_up(access for mechanism in active for access in mechanism.accesses())

@@ -1,4 +1,4 @@
-"""``safesynthdp account {dpsgd,histogram,output,plan,ledger}``: every formula of the ledger, without a model.
+"""``safesynthdp account {dpsgd,histogram,tokens,output,plan,ledger}``: every formula of the ledger, without a model.
 
 Here: flags and their two forms of answer, text and ``--json``. Elsewhere: the arithmetic (accounting.py, mechanisms.py,
 ledger.py), output mechanisms (output_command.py). Text rounds epsilon up; JSON keeps every digit.
@@ -17,6 +17,7 @@ from safesynthdp.privacy import checks
 from safesynthdp.privacy.accounting import dpsgd_epsilon, find_noise_multiplier
 from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recompute_all, release_epsilon
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 
 DEFAULT_DELTA = 1e-6
 
@@ -58,7 +59,9 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def _parser() -> _OneLineParser:
     parser = _OneLineParser(prog="safesynthdp account", description="What a private run costs, without a model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{dpsgd,histogram,output,plan,ledger}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{dpsgd,histogram,tokens,output,plan,ledger}"
+    )
     dpsgd = commands.add_parser("dpsgd", help="DP-SGD: epsilon from the noise, or the noise for a target")
     dpsgd.add_argument("--num_records", type=whole, required=True, help="units in the data (records, or users)")
     dpsgd.add_argument("--expected_batch_size", type=number, required=True, help="mean number of units in a step")
@@ -71,7 +74,11 @@ def _parser() -> _OneLineParser:
     histogram.add_argument("--mechanism", required=True, help="laplace or gaussian")
     histogram.add_argument("--scale", type=number, required=True, help="scale of the noise, in records")
     histogram.set_defaults(answer=_histogram)
-    for command in (dpsgd, histogram):
+    tokens = commands.add_parser("tokens", help="a token histogram with Gaussian noise")
+    tokens.add_argument("--noise_multiplier", type=number, help="noise standard deviation / norm of a contribution")
+    tokens.add_argument("--epsilon", type=number, help="in place of --noise_multiplier: find it")
+    tokens.set_defaults(answer=_tokens)
+    for command in (dpsgd, histogram, tokens):
         command.add_argument("--adjacency", default="add_remove", help="add_remove (default) or replace")
         command.add_argument("--delta", type=number, default=DEFAULT_DELTA, help=f"default {DEFAULT_DELTA:g}")
     from safesynthdp.privacy.output_command import add_parsers
@@ -81,7 +88,7 @@ def _parser() -> _OneLineParser:
     ledger.add_argument("path", metavar="RUN_OR_FILE", type=Path, help="a run directory or a ledger.json")
     ledger.add_argument("--delta", type=number, default=None, help=f"for a run without a release; {DEFAULT_DELTA:g}")
     ledger.set_defaults(answer=_ledger)
-    for command in (dpsgd, histogram, ledger):
+    for command in (dpsgd, histogram, tokens, ledger):
         command.add_argument("--json", action="store_true", help="JSON with all digits")
     return parser
 
@@ -181,6 +188,27 @@ def _histogram(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]
         f"pure_epsilon  {pure}",
         f"rho           {round_up(mechanism.rho)}",
         *(f"by {name:<15}{round_up(value)}" for name, value in conversions.items()),
+    ]
+    return facts, lines, None
+
+
+def _tokens(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], str | None]:
+    if (arguments.noise_multiplier is None) == (arguments.epsilon is None):
+        raise ConfigError("noise_multiplier or epsilon: give exactly one of the two")
+    delta = checks.probability("delta", arguments.delta)
+    relation = checks.adjacency("adjacency", arguments.adjacency)
+    if arguments.epsilon is None:
+        mechanism = TokenHistogramMechanism(noise_multiplier=arguments.noise_multiplier, adjacency=relation)
+    else:
+        mechanism = TokenHistogramMechanism.from_epsilon(arguments.epsilon, delta=delta, adjacency=relation)
+    epsilon = mechanism.epsilon(delta=delta)
+    noise = mechanism.noise_multiplier
+    facts = {"epsilon": epsilon, "delta": delta, "noise_multiplier": noise, "adjacency": relation}
+    lines = [
+        f"epsilon           {round_up(epsilon)}  (rounded up)",
+        f"delta             {delta:g}",
+        f"noise_multiplier  {noise!r}",
+        f"accountant        exact for one Gaussian release, {relation}",
     ]
     return facts, lines, None
 

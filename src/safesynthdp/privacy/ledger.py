@@ -18,6 +18,7 @@ from safesynthdp.privacy.joint import joint_price
 from safesynthdp.privacy.losses import Adjacency
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 from safesynthdp.privacy.output_ledger import priced_output
+from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 
 TOLERANCE = 1e-6
 """Relative: a stored epsilon below the recomputed one by more than this is a defect."""
@@ -32,7 +33,7 @@ class Entry:
 
     id: str
     kind: str
-    """dpsgd, label_histogram, private_prediction, output_mechanism, or none (no guarantee at all)."""
+    """dpsgd, label_histogram, token_histogram, private_prediction, output_mechanism, or none (no guarantee at all)."""
     mechanism: Mapping[str, Any]
     """Every number its formula needs, under the flag names of ``account``."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Release:
     """One artifact and its price."""
 
     artifact: str
-    """weights, synthetic_text or label_histogram."""
+    """weights, synthetic_text, label_histogram or token_histogram."""
     epsilon: float | None
     """None: no formal guarantee."""
     delta: float | None
@@ -261,6 +262,8 @@ def _mechanism(ledger: Ledger, entry: Entry) -> Priced:
         )
     if entry.kind == "label_histogram":
         return LabelHistogramMechanism.from_entry(numbers)
+    if entry.kind == "token_histogram":
+        return TokenHistogramMechanism.from_entry(numbers)
     if entry.kind != "dpsgd":
         raise LedgerMismatch(f"ledger: entry {entry.id} of kind {entry.kind} cannot be computed by this version")
     mechanism = DPSGDMechanism.from_entry(numbers)

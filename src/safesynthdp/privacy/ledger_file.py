@@ -15,7 +15,7 @@ from safesynthdp.privacy import checks, storage
 
 VERSION = 1
 UNITS = ("record", "user")
-KINDS = ("dpsgd", "label_histogram", "private_prediction", "output_mechanism", "none")
+KINDS = ("dpsgd", "label_histogram", "token_histogram", "private_prediction", "output_mechanism", "none")
 RULES = ("compose", "min", "post_processing")
 _LEDGER_KEYS = {"version", "unit", "adjacency", "entries", "releases"}
 _ENTRY_KEYS = {"id": str, "kind": str, "mechanism": Mapping, "data": Mapping, "randomness": Mapping, "parents": list}

@@ -26,7 +26,12 @@ ADJACENCY = {
     "add_remove": "two data sets are neighbours if one unit is added or removed",
     "replace": "two data sets are neighbours if one unit is exchanged for another",
 }
-ARTIFACTS = {"weights": "model weights", "synthetic_text": "synthetic text", "label_histogram": "noisy label counts"}
+ARTIFACTS = {
+    "weights": "model weights",
+    "synthetic_text": "synthetic text",
+    "label_histogram": "noisy label counts",
+    "token_histogram": "noisy token counts",
+}
 RULES = {
     "compose": "composition of every access it can be traced to",
     "post_processing": "post-processing: no access beyond what it was made from",
@@ -133,14 +138,15 @@ def _labels(group: Group, _: Guarantee) -> str | None:
 
 
 def _histogram(group: Group, guarantee: Guarantee) -> str | None:
+    tokens = [access for access in guarantee.accesses if access.kind == "token_histogram"]
+    also = [f"and of each label's tokens: {value_text(dict(access.mechanism))}" for access in tokens]
     found = [access for access in guarantee.accesses if access.kind == "label_histogram"]
     if found:
-        return _lines(f"noisy counts: {value_text(dict(access.mechanism))}" for access in found)
+        return _lines([f"noisy counts: {value_text(dict(access.mechanism))}" for access in found] + also)
     histogram = group.finetune.histogram if group.finetune is not None else None
     source = None if histogram is None else histogram.get("source")
-    return {"uniform": "none: labels are drawn uniformly, at no cost", "exact": "exact counts, not private"}.get(
-        str(source)
-    )
+    text = {"uniform": "none: labels are drawn uniformly, at no cost", "exact": "exact counts, not private"}
+    return _lines([*([text[str(source)]] if str(source) in text else []), *also])
 
 
 def _trials(_: Group, guarantee: Guarantee) -> str | None:
@@ -238,7 +244,7 @@ FIELDS: Mapping[str, Reader] = {
     "noise multiplier, clip, expected batch, steps": _training_numbers,
     "number of records": _num_records,
     "label set": _labels,
-    "label histogram and its cost": _histogram,
+    "label and token histogram and their cost": _histogram,
     "hyper-parameter trials on private data": _trials,
     "randomness source": _randomness,
     "unsafe seed": _seed,

@@ -24,6 +24,7 @@ from safesynthdp.training.segments import (
 
 if TYPE_CHECKING:
     from safesynthdp.privacy.mechanisms import DPSGDMechanism
+    from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
     from safesynthdp.records import Records
     from safesynthdp.training.plan import PrivacyPlan
     from safesynthdp.training.ranks import Ranks
@@ -201,7 +202,9 @@ def _agreed_plan(
     with ranks.together():
         if ranks.is_main:
             noise, earlier = segment.noise_multiplier, _earlier(run, segment)
-            plan = make_plan(config, records, num_units=num_units, noise_multiplier=noise, earlier=earlier)
+            plan = make_plan(
+                config, records, num_units=num_units, noise_multiplier=noise, earlier=earlier, tokens=_tokens(run)
+            )
     settled = ranks.share({} if plan is None else _settled(plan) | {"number": segment.number})
     segment = Segment(number=settled.pop("number"), noise_multiplier=settled["noise_multiplier"])
     if plan is None:
@@ -226,6 +229,22 @@ def _earlier(run: RunDirectory, segment: Segment) -> "tuple[DPSGDMechanism, ...]
     if segment.number == 1:
         return ()
     return earlier_mechanisms(Ledger.read(run.path / LEDGER), segment)
+
+
+def _tokens(run: RunDirectory) -> "TokenHistogramMechanism | None":
+    """Return the token counts that the ledger of a run holds already."""
+    from safesynthdp.privacy.ledger import Ledger
+    from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
+    from safesynthdp.training.spending import TOKEN_HISTOGRAM
+
+    if not (run.path / LEDGER).is_file():
+        return None
+    ledger = Ledger.read(run.path / LEDGER)
+    if not ledger.has(TOKEN_HISTOGRAM):
+        return None
+    return TokenHistogramMechanism.from_entry(
+        {"adjacency": ledger.adjacency, **ledger.entry(TOKEN_HISTOGRAM).mechanism}
+    )
 
 
 def _agreed_spending(
@@ -289,6 +308,8 @@ def _announce(config: FinetuneConfig, plan: "PrivacyPlan", run: RunDirectory) ->
     mechanism = plan.mechanism
     before = f" after {plan.steps_before} under other settings" if plan.steps_before else ""
     histogram = f", label histogram epsilon={privacy.label_histogram_epsilon:g}" if plan.histogram else ""
+    if plan.tokens is not None:
+        histogram += f", token histogram noise {plan.tokens.noise_multiplier:.4g}"
     run.say(
         f"plan: {plan.steps} steps{before}, sample rate {mechanism.sample_rate:.4g}, noise multiplier "
         f"{mechanism.noise_multiplier:.4g}, clip {mechanism.per_sample_max_grad_norm:g}{histogram}"

@@ -21,7 +21,7 @@ class PrivacyConfig:
     mode: Literal["dp", "none"] = "dp"
     """'none' trains the same way without clip and noise, and reports no guarantee."""
     target_epsilon: float | None = None
-    """Epsilon of everything the run releases (weights and label histogram, composed jointly), in nats."""
+    """Epsilon of everything the run releases (weights, label and token histogram, composed jointly), in nats."""
     noise_multiplier: float | None = None
     """Noise standard deviation / per_sample_max_grad_norm; null = the smallest that meets target_epsilon. With both
     given, training stops before the step that would pass target_epsilon."""
@@ -42,6 +42,10 @@ class PrivacyConfig:
     label_histogram_epsilon: float | None = 0.1
     """Epsilon of the noisy label counts that sampling follows (discrete Laplace), composed with the rest; null = no
     histogram: texts are spread uniformly over the labels, at no cost."""
+    token_histogram_share: float | None = None
+    """Share of target_epsilon that noisy counts of each label's tokens would cost alone (Gaussian noise), composed with
+    the rest; sampling then matches these frequencies, which teaches a model the words of a label with far less noise
+    than its weights can. null = no counts. 0.5 is a good first choice."""
     num_records_is_public: bool = True
     """False lists the number of records under not_covered: the sample rate is computed from it."""
     noise_generator: Literal["keyed", "device"] = "keyed"
@@ -62,6 +66,13 @@ class PrivacyConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"privacy.{name}={value}: give a finite number above 0")
+        share = self.token_histogram_share
+        if share is not None and not 0 < share < 1:
+            raise ConfigError(f"privacy.token_histogram_share={share} is outside (0, 1); give 0.5, say, or null")
+        if share is not None and self.mode == "dp" and self.target_epsilon is None:
+            raise ConfigError(
+                f"privacy.token_histogram_share={share} is a share of privacy.target_epsilon, which is null; give it"
+            )
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"privacy.target_delta={self.target_delta} is outside (0, 1); give, say, 1e-5")
         self._check_users()

@@ -16,6 +16,7 @@ from safesynthdp.privacy.accounting import Priced
 from safesynthdp.privacy.budget import Budget
 from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
 from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.records import Records
 from safesynthdp.training import tracking
 from safesynthdp.training.config import FinetuneConfig, PrivacyConfig
@@ -32,6 +33,10 @@ class PrivacyPlan:
     """False for ``privacy.mode: none``."""
     histogram: LabelHistogramMechanism | None
     """The noisy label counts; None = labels are uniform, or no guarantee is claimed."""
+    tokens: TokenHistogramMechanism | None = None
+    """The noisy token counts; None = none are taken, or no guarantee is claimed."""
+    counts_tokens: bool = False
+    """Token counts are taken; without a guarantee they are exact."""
     not_covered: tuple[str, ...]
     """Sentences for the ledger."""
     steps_before: int = 0
@@ -71,6 +76,7 @@ def make_plan(
     num_units: int,
     noise_multiplier: float | None,
     earlier: Sequence[DPSGDMechanism] = (),
+    tokens: TokenHistogramMechanism | None = None,
 ) -> PrivacyPlan:
     """Return the plan of a run, or of what is left of it.
 
@@ -80,6 +86,7 @@ def make_plan(
         num_units: Records or users there are; data.nominal_num_records, where it is given, is planned with instead.
         noise_multiplier: Known from the ledger of a run that goes on; None = from the config, or searched.
         earlier: What the run spent under other promises: the target covers it too, and its steps count as taken.
+        tokens: The token counts that its ledger holds already, under whichever target they were taken.
 
     Raises:
         ConfigError: If all steps were taken before, the batch is larger than the data, or no noise meets the target.
@@ -92,7 +99,8 @@ def make_plan(
     plan = _unpriced_plan(config, records, noise_multiplier=known or 1.0, steps=None, **sizes)
     if not plan.is_private:
         return plan
-    others: list[Priced] = [*earlier, *([plan.histogram] if plan.histogram is not None else [])]
+    plan = dataclasses.replace(plan, tokens=tokens or plan.tokens)
+    others: list[Priced] = [*earlier, *(found for found in (plan.histogram, plan.tokens) if found is not None)]
     sampler = _within_budget(plan.sampler, others, privacy, is_noise_known=known is not None)
     return dataclasses.replace(plan, sampler=sampler)
 
@@ -152,6 +160,8 @@ def _unpriced_plan(
         sampler=sampler,
         is_private=is_private,
         histogram=_histogram(privacy) if is_private else None,
+        tokens=_tokens(privacy) if is_private else None,
+        counts_tokens=privacy.token_histogram_share is not None,
         not_covered=(*_not_covered(privacy, records), *_tracked(config), *((NOT_COVERED,) if steps_before else ())),
         steps_before=steps_before,
         num_present=num_units,
@@ -185,6 +195,13 @@ def _histogram(privacy: PrivacyConfig) -> LabelHistogramMechanism | None:
     if privacy.label_histogram_epsilon is None:
         return None
     return LabelHistogramMechanism.from_epsilon(privacy.label_histogram_epsilon, adjacency=privacy.adjacency)
+
+
+def _tokens(privacy: PrivacyConfig) -> TokenHistogramMechanism | None:
+    if privacy.token_histogram_share is None or privacy.target_epsilon is None:
+        return None
+    epsilon = privacy.token_histogram_share * privacy.target_epsilon
+    return TokenHistogramMechanism.from_epsilon(epsilon, delta=privacy.target_delta, adjacency=privacy.adjacency)
 
 
 def _tracked(config: FinetuneConfig) -> tuple[str, ...]:

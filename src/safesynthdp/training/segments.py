@@ -36,6 +36,7 @@ _MUST_STAY = (
     "privacy.max_records_per_user",
     "privacy.adjacency",
     "privacy.label_histogram_epsilon",
+    "privacy.token_histogram_share",
     "privacy.unsafe_seed",
 )
 _PROMISE = ("privacy", "data", "train.expected_batch_size", "train.max_steps", "train.num_train_epochs")

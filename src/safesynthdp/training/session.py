@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 
 from safesynthdp.config import to_mapping
-from safesynthdp.models import (
-    quiet,
-    wants_lora,
-)
+from safesynthdp.models import logits_width, quiet, wants_lora
 from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Release
 from safesynthdp.privacy.randomness import StepKeys
@@ -36,6 +33,7 @@ from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.selfcheck_records import dropout_rates
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
+from safesynthdp.training.token_counts import settle_tokens
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
 
@@ -71,6 +69,17 @@ def run_session(
         if keys is not None:
             spending.record()
             settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
+            settle_tokens(
+                run,
+                ready.examples,
+                records.labels,
+                label_set=records.label_set,
+                vocab_size=logits_width(ready.model),
+                units=units,
+                plan=plan,
+                keys=keys,
+                spending=spending,
+            )
     shared = ranks.share(None if keys is None else keys.to_json())
     job = Job(
         config=config,

@@ -18,6 +18,7 @@ from safesynthdp.training.segments import FIRST, Segment, earlier_mechanisms, to
 
 TRAINING = FIRST
 HISTOGRAM = "label_histogram"
+TOKEN_HISTOGRAM = "token_histogram"
 
 
 @dataclass(kw_only=True)
@@ -100,14 +101,23 @@ class Spending:
 
     def charge_histogram(self) -> None:
         """Count the label histogram on disk before it is drawn."""
-        if self.plan.histogram is None or self.ledger.has(HISTOGRAM):
+        if self.plan.histogram is not None:
+            self._charge_once(HISTOGRAM, self.plan.histogram.to_entry())
+
+    def charge_tokens(self) -> None:
+        """Count the token histogram on disk before it is drawn; without privacy its price is that of the training."""
+        if self.plan.tokens is not None:
+            self._charge_once(TOKEN_HISTOGRAM, self.plan.tokens.to_entry())
+
+    def _charge_once(self, name: str, mechanism: dict[str, Any]) -> None:
+        if self.ledger.has(name):
             return
         training = self._entry
         seeded = bool(training.randomness.get("seeded"))
         entry = Entry(
-            id=HISTOGRAM,
-            kind="label_histogram",
-            mechanism=self.plan.histogram.to_entry(),
+            id=name,
+            kind=name,
+            mechanism=mechanism,
             data=training.data,
             randomness=_randomness("keyed", seeded=seeded),  # whatever generator the steps use
             parents=(),
@@ -125,7 +135,7 @@ class Spending:
         epsilon, accountant = release_epsilon(self.ledger, entries, delta=self.delta)
         confirm(self.ledger, entries, epsilon, delta=self.delta)
         self.ledger = dataclasses.replace(self.ledger, releases=())  # a run killed right here closes again
-        artifacts = ["weights", *(["label_histogram"] if self.plan.histogram is not None else [])]
+        artifacts = ["weights", *(name for name in (HISTOGRAM, TOKEN_HISTOGRAM) if self.ledger.has(name))]
         for artifact in artifacts:
             release = Release(
                 artifact=artifact,

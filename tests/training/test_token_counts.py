@@ -1,0 +1,191 @@
+"""The token counts of a run: what one record can move, what is written, and that it is paid for."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safesynthdp.cli import run as run_door
+from safesynthdp.errors import ConfigError
+from safesynthdp.privacy.ledger import Ledger, recompute_all
+from safesynthdp.training.command import main
+from safesynthdp.training.config import PrivacyConfig
+from safesynthdp.training.examples import Example
+from safesynthdp.training.token_counts import token_table
+from safesynthdp.training.units import Units
+
+LABELS = ("bad", "good")
+V = 12
+Arguments = Callable[..., list[str]]
+a_text = st.lists(st.integers(0, V - 1), min_size=1, max_size=30)
+a_record = st.tuples(a_text, st.sampled_from(LABELS))
+
+
+def table(records: list[tuple[list[int], str]], members: tuple[tuple[int, ...], ...] | None = None) -> Any:
+    examples = [Example(input_ids=(0, 3, *ids), num_prompt_tokens=2, is_truncated=False) for ids, _ in records]
+    units = Units(members=members or tuple((i,) for i in range(len(records))))
+    return token_table(examples, [label for _, label in records], label_set=LABELS, vocab_size=V, units=units)
+
+
+@settings(max_examples=100)
+@given(records=st.lists(a_record, max_size=6), more=a_record)
+def test_one_record_more_moves_the_table_by_norm_one(
+    records: list[tuple[list[int], str]], more: tuple[list[int], str]
+) -> None:
+    moved = np.linalg.norm(table([*records, more]) - table(records))
+    assert moved == pytest.approx(1.0, abs=1e-9)
+
+
+@settings(max_examples=100)
+@given(records=st.lists(a_record, max_size=4), old=a_record, new=a_record)
+def test_one_record_replaced_moves_it_by_at_most_root_two(
+    records: list[tuple[list[int], str]], old: tuple[list[int], str], new: tuple[list[int], str]
+) -> None:
+    assert np.linalg.norm(table([*records, new]) - table([*records, old])) <= math.sqrt(2) + 1e-9
+
+
+@settings(max_examples=100)
+@given(records=st.lists(a_record, min_size=1, max_size=8), theirs=st.lists(a_record, min_size=1, max_size=8))
+def test_all_records_of_a_user_together_move_it_by_at_most_one(
+    records: list[tuple[list[int], str]], theirs: list[tuple[list[int], str]]
+) -> None:
+    others = tuple((i,) for i in range(len(records)))
+    user = tuple(range(len(records), len(records) + len(theirs)))
+    with_user = table([*records, *theirs], (*others, user))
+    assert np.linalg.norm(with_user - table(records, others)) <= 1 + 1e-9
+
+
+def test_the_prompt_does_not_count_and_the_end_of_text_does() -> None:
+    found = table([([5, 5, 1], "good")])
+    assert found[0].sum() == 0
+    assert found[1, 5] == pytest.approx(2 / math.sqrt(5))
+    assert found[1, 1] == pytest.approx(1 / math.sqrt(5))
+    assert found[1, [0, 3]].sum() == 0
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> Arguments:
+    """Return a maker of command lines for a tiny run whose labels use different words."""
+    path = tmp_path / "records.csv"
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["text", "label"])
+        writer.writerows([("zzzz", "qqqq")[i % 2] + str(i), ("good", "bad")[i % 2]] for i in range(90))
+
+    def build(**changes: Any) -> list[str]:
+        values = {
+            "model.from_scratch.num_hidden_layers": 1,
+            "model.from_scratch.hidden_size": 16,
+            "model.from_scratch.num_attention_heads": 2,
+            "data.train_file": path,
+            "data.labels": '["good", "bad"]',
+            "data.max_length": 48,
+            "privacy.target_epsilon": 8,
+            "privacy.target_delta": 1e-3,
+            "privacy.accountant": "rdp",
+            "privacy.token_histogram_share": 0.5,
+            "train.expected_batch_size": 8,
+            "train.max_steps": 4,
+            "train.save_steps": 2,
+            "output_dir": tmp_path / "run",
+        } | {key.replace("__", "."): value for key, value in changes.items()}
+        return [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
+
+    return build
+
+
+def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, arguments: Arguments) -> None:
+    assert run_door(main, arguments()) == 0
+    ledger = Ledger.read(tmp_path / "run" / "ledger.json")
+    noise = ledger.entry("token_histogram").mechanism["noise_multiplier"]
+    assert {release.artifact for release in ledger.releases} == {"weights", "label_histogram", "token_histogram"}
+    for release, again in recompute_all(ledger):
+        assert set(release.entries) == {"dpsgd", "label_histogram", "token_histogram"}
+        assert again is not None
+        assert release.epsilon is not None
+        assert release.epsilon >= again * (1 - 1e-9)
+        assert 7.8 <= release.epsilon <= 8
+    path = tmp_path / "run" / "token_histogram.json"
+    found = json.loads(path.read_text())
+    assert path.stat().st_mode & 0o077 == 0, "for the owner alone, until somebody releases it"
+    assert found["source"] == "gaussian"
+    assert found["noise_std"] == noise
+    assert found["least"] == pytest.approx(3 * noise)
+    values = [value for cells in found["sums"].values() for value in cells.values()]
+    assert values, "what all records of a label share stands out of the noise"
+    assert min(values) >= found["least"] - 1e-4
+
+
+def test_less_noise_for_the_counts_leaves_more_for_the_steps(tmp_path: Path, arguments: Arguments) -> None:
+    noises = []
+    for number, share in enumerate((0.8, 0.2, None)):
+        folder = tmp_path / f"run{number}"
+        assert run_door(main, arguments(privacy__token_histogram_share=share, output_dir=folder)) == 0
+        ledger = Ledger.read(folder / "ledger.json")
+        noises.append(ledger.entry("dpsgd").mechanism["noise_multiplier"])
+        assert (folder / "token_histogram.json").is_file() == ledger.has("token_histogram") == (share is not None)
+    assert noises[0] > noises[1] > noises[2]
+
+
+def test_without_privacy_the_sums_are_exact_and_nothing_is_claimed(tmp_path: Path, arguments: Arguments) -> None:
+    changes = {"privacy__mode": "none", "privacy__target_epsilon": None}
+    assert run_door(main, arguments(**changes)) == 0
+    found = json.loads((tmp_path / "run" / "token_histogram.json").read_text())
+    assert (found["source"], found["noise_std"], found["least"]) == ("exact", 0.0, 0.0)
+    ledger = Ledger.read(tmp_path / "run" / "ledger.json")
+    assert [entry.kind for entry in ledger.entries] == ["none"]
+    assert all(release.epsilon is None for release in ledger.releases)
+
+
+def test_counts_that_are_gone_from_a_run_that_trained_are_not_drawn_again(
+    tmp_path: Path,
+    arguments: Arguments,
+    killed_in_step: Callable[[int], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with killed_in_step(3):
+        assert run_door(main, arguments()) == 130
+    path = tmp_path / "run" / "token_histogram.json"
+    kept = path.read_text()
+    path.unlink()
+    assert run_door(main, arguments()) == 2
+    assert "token_histogram.json is missing" in capsys.readouterr().err
+    path.write_text(kept)
+    assert run_door(main, arguments()) == 0
+    assert path.read_text() == kept
+
+
+def test_a_new_target_is_met_with_the_counts_that_were_taken_under_the_old_one(
+    tmp_path: Path, arguments: Arguments, killed_in_step: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with killed_in_step(2):
+        assert run_door(main, arguments(privacy__token_histogram_share=0.2)) == 130
+    before = Ledger.read(tmp_path / "run" / "ledger.json").entry("token_histogram").mechanism
+    again = [
+        *arguments(privacy__token_histogram_share=0.2, privacy__target_epsilon=7),
+        "--resume_with_new_segment",
+        "true",
+    ]
+    assert run_door(main, again) == 0
+    ledger = Ledger.read(tmp_path / "run" / "ledger.json")
+    assert ledger.entry("token_histogram").mechanism == before, "taken once, at the old noise"
+    assert all(release.epsilon is not None and release.epsilon <= 7 for release in ledger.releases)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="token_histogram_share"):
+        PrivacyConfig(target_epsilon=1.0, token_histogram_share=share)
+
+
+def test_a_share_of_no_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"share of privacy\.target_epsilon, which is null"):
+        PrivacyConfig(noise_multiplier=1.0, token_histogram_share=0.5)
