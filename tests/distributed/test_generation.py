@@ -16,6 +16,8 @@ from safesynthdp.training.command import main
 DOOR = str(Path(__file__).parents[2] / "generate" / "sample.py")
 ATTACK = str(Path(__file__).parents[2] / "attacks" / "shadow_mia.py")
 HELD_OUT = ["--data.holdout_percent", "30"]
+COUNTED = ["--privacy.token_histogram_share", "0.5"]
+MATCHED = ["--token_matching_rounds", "2", "--token_matching_records", "30"]
 Start = Callable[..., list[Any]]
 End = Callable[..., list[Any]]
 
@@ -23,7 +25,8 @@ End = Callable[..., list[Any]]
 @pytest.fixture(scope="module")
 def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
-    assert run_door(main, ["--config", str(recipe), "--output_dir", str(run), "--train.max_steps", "2", *HELD_OUT]) == 0
+    words = ["--config", str(recipe), "--output_dir", str(run), "--train.max_steps", "2", *HELD_OUT, *COUNTED]
+    assert run_door(main, words) == 0
     return run
 
 
@@ -31,7 +34,7 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_write_the_table_that_one_writes_and_one_of_them_speaks(
     trained: Path, tmp_path: Path, start: Start, end: End
 ) -> None:
-    words = ["--run", str(trained), "--num_records", "37", "--batch_size", "5"]
+    words = ["--run", str(trained), "--num_records", "37", "--batch_size", "5", *MATCHED]
     assert run_door(command.main, [*words, "--output_dir", str(tmp_path / "one")]) == 0
     main_rank, other = end(start(2, tmp_path / "two", *words, door=(DOOR,)))
     assert (main_rank.code, other.code) == (0, 0), main_rank.err
@@ -40,7 +43,8 @@ def test_two_processes_write_the_table_that_one_writes_and_one_of_them_speaks(
     assert one.equals(two)
     assert one.num_rows == 37
     facts = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
-    for key in ("num_records", "num_tokens", "counts", "labels"):
+    assert facts[0]["token_matching"]["rounds"] == 2
+    for key in ("num_records", "num_tokens", "counts", "labels", "token_matching"):
         assert facts[0][key] == facts[1][key]
     assert not list((tmp_path / "two" / "state").glob("rows-*"))
 

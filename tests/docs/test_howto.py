@@ -28,7 +28,8 @@ ELSEWHERE = {
     "architectures.md": "a table; it has no commands",
 }
 OWN = ["own_records.md", "own_model.md", "user_level.md", "choosing_epsilon.md", "reading_the_report.md",
-       "publishing.md", "private_prediction.md", "pipeline.md", "dry_run.md", "several_gpus.md"]  # fmt: skip
+       "publishing.md", "private_prediction.md", "token_counts.md", "pipeline.md", "dry_run.md",
+       "several_gpus.md"]  # fmt: skip
 MORE = {
     "finetune": ["--data.max_length", "160", "--train.expected_batch_size", "8", "--train.max_steps", "2",
                  "--privacy.accountant", "rdp"],

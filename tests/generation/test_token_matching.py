@@ -16,7 +16,7 @@ from safesynthdp.errors import LedgerMismatch
 from safesynthdp.generation.command import main
 from safesynthdp.generation.decoding import DrawnRow, Row, Steering, decode_wave
 from safesynthdp.generation.draws import Sampling
-from safesynthdp.generation.token_matching import MOST_BIAS, Matched, TokenTargets, match_tokens, read_targets
+from safesynthdp.generation.token_matching import MOST_BIAS, Matched, TokenTargets, matching_rounds, read_targets
 from safesynthdp.privacy.ledger import Ledger, Release, release_epsilon
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
@@ -47,7 +47,8 @@ def fit(model: LlamaForCausalLM, wanted: TokenTargets, **changes: Any) -> Matche
         "num_records": 100,
         "batch_size": 64,
     } | changes
-    return match_tokens(model, rows(10), wanted, eos_token_id=END, advance=lambda _: None, **options)
+    *_, found = matching_rounds(model, rows(10), wanted, eos_token_id=END, advance=lambda _: None, **options)
+    return found
 
 
 def drawn(model: LlamaForCausalLM, wave: Sequence[Row], steering: Steering | None) -> dict[int, tuple[int, ...]]:
@@ -197,7 +198,7 @@ def test_an_interrupted_sample_goes_on_with_the_bias_it_began_with(
     def fits_again(*args: Any, **kwargs: Any) -> Matched:
         raise AssertionError("the bias is on disk")
 
-    monkeypatch.setattr(matching_stage, "match_tokens", fits_again)
+    monkeypatch.setattr(matching_stage, "matching_rounds", fits_again)
     assert run_door(main, words(run, tmp_path / "text")) == 0
     assert texts_of(tmp_path / "text") == texts_of(tmp_path / "whole")
 

@@ -17,7 +17,7 @@ from safesynthdp.errors import SafeSynthError
 from safesynthdp.generation.decoding import Row
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.settings import SampleConfig
-from safesynthdp.generation.token_matching import Matched, TokenTargets, match_tokens, read_targets
+from safesynthdp.generation.token_matching import Matched, TokenTargets, matching_rounds, read_targets
 from safesynthdp.models import LoadedModel, logits_width
 from safesynthdp.privacy.storage import write_atomically
 from safesynthdp.progress import progress
@@ -86,7 +86,7 @@ def _fit(
     run.say(f"matching the released token counts: {rounds} rounds of {records} texts, at no epsilon")
     total = rounds * max(records, len({row.label for row in rows}))
     with progress("matching", total=total, unit="texts") as advance:
-        found = match_tokens(
+        *_, found = matching_rounds(
             model,
             rows,
             targets,

@@ -9,7 +9,7 @@ labels, B rows, V vocabulary.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def read_targets(run: RunDirectory, labels: Sequence[str], *, vocab_size: int) -
     return TokenTargets(labels=tuple(labels), sums_LV=sums_LV, least=least, source=source)
 
 
-def match_tokens(
+def matching_rounds(
     model: nn.Module,
     rows: Sequence[Row],
     targets: TokenTargets,
@@ -108,8 +108,8 @@ def match_tokens(
     num_records: int,
     batch_size: int,
     advance: Callable[[int], None],
-) -> Matched:
-    """Fit the bias: draw, look at the probabilities that were drawn from, move towards the targets, again.
+) -> Iterator[Matched]:
+    """Fit the bias: draw, look at the probabilities that were drawn from, move towards the targets; yield, and again.
 
     Args:
         model: In eval mode, the one that is sampled.
@@ -150,7 +150,7 @@ def match_tokens(
         change_LV, far_L = targets.towards(steering.expected_LV.double().cpu().numpy())
         bias_LV = (bias_LV + torch.from_numpy(change_LV).float()).clamp(-MOST_BIAS, MOST_BIAS)
         distances.append(float(far_L[[p.label for p in patterns]].mean()))
-    return Matched(bias_LV=bias_LV, distances=tuple(distances))
+        yield Matched(bias_LV=bias_LV, distances=tuple(distances))
 
 
 def _table(sums: dict[str, dict[str, Any]], labels: Sequence[str], *, vocab_size: int) -> Floats:
