@@ -69,17 +69,18 @@ def run_session(
         if keys is not None:
             spending.record()
             settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
-            settle_tokens(
-                run,
-                ready.examples,
-                records.labels,
-                label_set=records.label_set,
-                vocab_size=logits_width(ready.model),
-                units=units,
-                plan=plan,
-                keys=keys,
-                spending=spending,
-            )
+            if plan.counts_tokens:
+                settle_tokens(
+                    run,
+                    ready.examples,
+                    records.labels,
+                    label_set=records.label_set,
+                    vocab_size=logits_width(ready.model),
+                    units=units,
+                    plan=plan,
+                    keys=keys,
+                    spending=spending,
+                )
     shared = ranks.share(None if keys is None else keys.to_json())
     job = Job(
         config=config,

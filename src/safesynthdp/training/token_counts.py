@@ -36,7 +36,7 @@ def settle_tokens(
     keys: StepKeys,
     spending: Spending,
 ) -> None:
-    """Write ``token_histogram.json`` where the config asks for it; the ledger counts the access before it happens.
+    """Write ``token_histogram.json``; the ledger counts the access before it happens.
 
     Args:
         run: The run; nothing happens where its file is there.
@@ -52,8 +52,6 @@ def settle_tokens(
     Raises:
         LedgerMismatch: If the file is gone from a run that has trained.
     """
-    if not plan.counts_tokens:
-        return
     spending.charge_tokens()
     path = run.path / TOKENS
     if path.is_file():
