@@ -38,14 +38,14 @@ def main() -> None:
 
 def summary(grid: Path) -> Json:
     """Return everything that the folder says."""
-    cells = [path.parent for path in sorted(grid.glob("*-seed*/run")) if (path.parent / "evaluation").is_dir()]
+    cells = [path.parent for path in sorted(grid.glob("*-seed*/run")) if _is_evaluated(path.parent)]
     first = _json(cells[0] / "run/manifest.json")
     points = [_point(cell, "DP-SGD and token counts", cell / "run/ledger.json", "weights") for cell in cells]
-    for folder in sorted(grid.glob("*-eps*/evaluation")):
-        if not (folder.parent / "run").is_dir():
-            name = folder.parent.name.partition("-")[0]
-            points.append(_point(folder.parent, name, folder.parent / "synthetic/ledger.json", "synthetic_text"))
-    rows = _rows(cells[-1])
+    for folder in [path.parents[1] for path in sorted(grid.glob("*-eps*/evaluation/metrics.json"))]:
+        if not (folder / "run").is_dir():
+            name = folder.name.partition("-")[0]
+            points.append(_point(folder, name, folder / "synthetic/ledger.json", "synthetic_text"))
+    rows = _rows(cells[0])
     references = {name: _accuracies(rows, name) for name in ("base_model", "real_matched", "real")}
     return {
         "date": first["created"][:10],
@@ -60,6 +60,10 @@ def summary(grid: Path) -> Json:
         "audits": [row for cell in cells for row in _audits(cell)],
         "seconds": _seconds(grid),
     }
+
+
+def _is_evaluated(cell: Path) -> bool:
+    return (cell / "evaluation/metrics.json").is_file()
 
 
 def _point(cell: Path, source: str, ledger: Path, artifact: str) -> Json:

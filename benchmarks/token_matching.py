@@ -44,7 +44,7 @@ from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.record_set import Records, split_bucket
 from safesynthdp.records import load_split
 from safesynthdp.training.examples import encode
-from safesynthdp.training.token_counts import SURE, token_table
+from safesynthdp.training.token_counts import least_sure, token_table
 from safesynthdp.training.units import Units
 
 PROMPT = "<|im_start|>user\nWrite one short sentence of a {label}.<|im_end|>\n<|im_start|>assistant\n"
@@ -146,9 +146,15 @@ def _targets(records: Records, loaded: LoadedModel, epsilon: float, *, size: int
     noise = full.noise_multiplier * len(records) / size
     mechanism = TokenHistogramMechanism(noise_multiplier=noise)
     noisy_LV = mechanism.draw(table_LV, keys=StepKeys.from_unsafe_seed(0))
-    least = SURE * noise
-    sums_LV = np.where(noisy_LV > least, noisy_LV, 0.0)
-    return TokenTargets(labels=loaded.label_set, sums_LV=sums_LV, least=least, source="gaussian")
+    least = least_sure(noise, noisy_LV.size)
+    return TokenTargets(
+        labels=loaded.label_set,
+        sums_LV=np.where(noisy_LV > least, noisy_LV, 0.0),
+        totals_L=noisy_LV.sum(axis=1),
+        least=least,
+        noise_std=noise,
+        source="gaussian",
+    )
 
 
 def _loaded(name: str, labels: tuple[str, ...]) -> LoadedModel:

@@ -7,16 +7,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from safesynthdp.cli import run as run_main
+from safesynthdp.privacy.accounting import Priced, joint_epsilon
 from safesynthdp.privacy.command import main as account
 from safesynthdp.privacy.command import round_up
-
-if TYPE_CHECKING:
-    from safesynthdp.privacy.mechanisms import LabelHistogramMechanism
+from safesynthdp.privacy.mechanisms import DPSGDMechanism, LabelHistogramMechanism
+from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/guarantees.md", "docs/sharp_edges.md", "docs/paper.md",
@@ -65,7 +65,8 @@ PRICES: dict[tuple[str, str], Check] = {
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_prints_an_epsilon_that_is_not_computed_again(page: str) -> None:
-    known = {number for where, number in [*PRICES, *FREE, *INPUTS, ("README.md", readme_epsilon())] if where == page}
+    ours = [("README.md", price["epsilon"]) for price in readme_prices()]
+    known = {number for where, number in [*PRICES, *FREE, *INPUTS, *ours] if where == page}
     assert [number for number in printed(page) if number not in known] == []
 
 
@@ -77,66 +78,41 @@ def test_a_printed_epsilon_is_the_price(page: str, number: str, capsys: pytest.C
     assert abs(found - float(number)) <= 0.501 * 10**-decimals or float(round_up(found)) == float(number), found
 
 
-def readme_epsilon() -> str:
-    found = re.search(r"\*\*epsilon = ([0-9.]+)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert found is not None
-    return found[1]
+def readme_prices() -> list[dict[str, str]]:
+    """What README.md says that each run of its table cost, and what was done for it."""
+    form = re.compile(
+        r"\*\*epsilon = (?P<epsilon>[0-9.]+)\*\* at delta = (?P<delta>\S+): (?P<steps>\d+) steps with noise multiplier "
+        r"(?P<noise>\S+) at sample rate \S+, token counts with noise (?P<tokens>\S+), and noisy label counts"
+    )
+    return [match.groupdict() for match in form.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
 
 
-@pytest.mark.slow
-def test_the_epsilon_of_the_readme_follows_from_the_demo_s_recipe() -> None:
-    """18,917 records: the training side of the pinned split.
+def test_the_readme_has_a_price_for_each_epsilon_of_its_recipe() -> None:
+    recipe = yaml.safe_load((ROOT / "recipes/pipeline_vader_cpu.yaml").read_text(encoding="utf-8"))
+    found = sorted(float(price["epsilon"]) for price in readme_prices())
+    assert len(found) == len(recipe["epsilons"])
+    for epsilon, target in zip(found, sorted(recipe["epsilons"]), strict=True):
+        assert 0.98 * target <= epsilon <= target
 
-    The page names the noise it was priced with; one that does not is older than the search of today, which may find
-    less noise for the same target but never an epsilon above it.
-    """
-    import yaml
 
-    from safesynthdp.privacy.budget import Budget
-    from safesynthdp.privacy.mechanisms import LabelHistogramMechanism
-
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_epsilon_of_the_readme_follows_from_what_it_names(which: int) -> None:
+    """18,917 records: the training side of the pinned split."""
+    said = readme_prices()[which]
     recipe = yaml.safe_load((ROOT / "train/recipes/smollm2_vader.yaml").read_text(encoding="utf-8"))
-    privacy, train = recipe["privacy"], recipe["train"]
-    epsilon, delta = privacy["target_epsilon"], privacy["target_delta"]
-    histogram = LabelHistogramMechanism.from_epsilon(privacy["label_histogram_epsilon"], adjacency="add_remove")
-    named = re.search(r"noise multiplier ([0-9.]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    noise = Budget(target_epsilon=epsilon, delta=delta).find_noise_multiplier(
-        num_records=18917,
-        expected_batch_size=train["expected_batch_size"],
-        steps=train["max_steps"],
-        per_sample_max_grad_norm=1.0,
-        accountant="prv",
-        adjacency="add_remove",
-        others=[histogram],
-    )
-    found = joint_epsilon(float(named[1]) if named else noise, train, histogram, delta=delta)
-    if named:
-        assert float(readme_epsilon()) == pytest.approx(found, abs=2e-4)
-    assert found - 1e-4 <= float(readme_epsilon()) <= epsilon
-
-
-def joint_epsilon(noise: float, train: dict[str, int], histogram: "LabelHistogramMechanism", *, delta: float) -> float:
-    """Steps and label counts together, as the ledger of such a run is priced."""
-    from safesynthdp.privacy.ledger import Entry, Ledger, release_epsilon
-    from safesynthdp.privacy.mechanisms import DPSGDMechanism
-
-    sampler = DPSGDMechanism(
-        num_records=18917,
-        expected_batch_size=train["expected_batch_size"],
-        steps=train["max_steps"],
-        per_sample_max_grad_norm=1.0,
-        accountant="prv",
-        adjacency="add_remove",
-        noise_multiplier=noise,
-    )
-    drawn = {"source": "os_entropy", "seeded": False}
-    first = Entry(id="a", kind="dpsgd", mechanism=sampler.to_entry(), data={}, randomness=drawn, parents=())
-    counts = histogram.to_entry()
-    second = Entry(id="b", kind="label_histogram", mechanism=counts, data={}, randomness=drawn, parents=())
-    ledger = Ledger(unit="record", adjacency="add_remove", entries=(first, second), releases=())
-    found, _ = release_epsilon(ledger, ["a", "b"], delta=delta)
-    assert found is not None
-    return found
+    mechanisms: list[Priced] = [
+        DPSGDMechanism(
+            num_records=18917,
+            expected_batch_size=recipe["train"]["expected_batch_size"],
+            noise_multiplier=float(said["noise"]),
+            steps=int(said["steps"]),
+            per_sample_max_grad_norm=1.0,
+        ),
+        LabelHistogramMechanism.from_epsilon(recipe["privacy"]["label_histogram_epsilon"], adjacency="add_remove"),
+        TokenHistogramMechanism(noise_multiplier=float(said["tokens"])),
+    ]
+    found = joint_epsilon(mechanisms, delta=float(said["delta"]), adjacency="add_remove")
+    assert said["epsilon"] == round_up(found)
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 3])

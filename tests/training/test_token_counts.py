@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from safesynthdp.cli import run as run_door
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.ledger import Ledger, recompute_all
+from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.training.command import main
 from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.examples import Example
-from safesynthdp.training.token_counts import token_table
+from safesynthdp.training.token_counts import least_sure, token_table
 from safesynthdp.training.units import Units
 
 LABELS = ("bad", "good")
@@ -78,7 +80,7 @@ def arguments(tmp_path: Path) -> Arguments:
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["text", "label"])
-        writer.writerows([("zzzz", "qqqq")[i % 2] + str(i), ("good", "bad")[i % 2]] for i in range(90))
+        writer.writerows([("zzzz", "qqqq")[i % 2] * 8 + str(i), ("good", "bad")[i % 2]] for i in range(90))
 
     def build(**changes: Any) -> list[str]:
         values = {
@@ -118,7 +120,7 @@ def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, argum
     assert path.stat().st_mode & 0o077 == 0, "for the owner alone, until somebody releases it"
     assert found["source"] == "gaussian"
     assert found["noise_std"] == noise
-    assert found["least"] == pytest.approx(3 * noise)
+    assert found["least"] == pytest.approx(noise * math.sqrt(2 * math.log(2 * found["vocab_size"])))
     values = [value for cells in found["sums"].values() for value in cells.values()]
     assert values, "what all records of a label share stands out of the noise"
     assert min(values) >= found["least"] - 1e-4
@@ -178,6 +180,59 @@ def test_a_new_target_is_met_with_the_counts_that_were_taken_under_the_old_one(
     ledger = Ledger.read(tmp_path / "run" / "ledger.json")
     assert ledger.entry("token_histogram").mechanism == before, "taken once, at the old noise"
     assert all(release.epsilon is not None and release.epsilon <= 7 for release in ledger.releases)
+
+
+def test_one_run_draws_from_one_table_for_life(
+    tmp_path: Path,
+    arguments: Arguments,
+    killed_in_step: Callable[[int], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Killed between the file and the first step, the file taken away, and other tokens asked for."""
+    from safesynthdp.training import session
+
+    def dies(job: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train", dies)
+        assert run_door(main, arguments()) == 130
+    path = tmp_path / "run" / "token_histogram.json"
+    released = path.read_text()
+    path.unlink()
+    again = [*arguments(data__max_length=30), "--resume_with_new_segment", "true"]
+    assert run_door(main, again) == 2
+    assert "was drawn from other token counts" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train", dies)
+        assert run_door(main, arguments(data__max_length=None, output_dir=tmp_path / "other")) == 130
+    assert not path.is_file()
+    assert run_door(main, [*arguments(), "--resume_with_new_segment", "true"]) == 0
+    assert path.read_text() == released, "the same table, the same noise: one release"
+
+
+def test_counts_with_another_noise_than_the_ledger_s_are_refused(
+    tmp_path: Path,
+    arguments: Arguments,
+    killed_in_step: Callable[[int], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with killed_in_step(2):
+        assert run_door(main, arguments()) == 130
+    path = tmp_path / "run" / "token_histogram.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_std": 0.1}))
+    assert run_door(main, arguments()) == 2
+    assert "another noise than the ledger pays for" in capsys.readouterr().err
+
+
+def test_a_label_without_records_releases_nothing_but_noise_s_total() -> None:
+    """At three standard deviations it would be some sixty tokens, and sampling would write nothing else."""
+    noisy_LV = TokenHistogramMechanism(noise_multiplier=1.1).draw(
+        np.zeros((4, 49_152)), keys=StepKeys.from_unsafe_seed(5)
+    )
+    assert (noisy_LV > 3 * 1.1).sum() > 100
+    assert (noisy_LV > least_sure(1.1, noisy_LV.size)).sum() <= 1
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, math.nan])

@@ -87,7 +87,7 @@ def _draw(
     ledger: "Ledger",
     ranks: "Ranks",
 ) -> None:
-    from safesynthdp.generation.decoding import Steering
+    from safesynthdp.generation.decoding import Steering, draw_device
     from safesynthdp.generation.files import load_parts, save_part
     from safesynthdp.generation.labels import plan_labels
     from safesynthdp.generation.matching_stage import facts as matching_facts
@@ -118,7 +118,6 @@ def _draw(
             f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
         )
     matched = None if targets is None else fit_bias(config, run, targets, model, loaded, rows, ranks)
-    device = next(model.parameters()).device
     began = time.monotonic()
     with progress("sampling", total=len(left), unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
         if config.output is not None:
@@ -133,7 +132,7 @@ def _draw(
                 ranks=ranks,
                 advance=advance,
                 keep=lambda part: save_part(run, part) if ranks.is_main else None,
-                steering=None if matched is None else Steering(matched.bias_LV.to(device)),
+                steering=None if matched is None else Steering(matched.bias_LV.to(draw_device(model))),
             )
     seconds = time.monotonic() - began
     with ranks.together():

@@ -47,33 +47,31 @@ class DrawnRow:
 
 
 class Steering:
-    """One bias on the logits a label and token, and, where asked, a look at what was drawn from."""
+    """One bias on the logits a label and token, and, where asked, a look at what each row was drawn from."""
 
-    def __init__(self, bias_LV: Tensor, expected_LV: Tensor | None = None) -> None:
-        """Take [L, V] float32, on the model's device."""
-        self._bias_LV, self._expected_LV = bias_LV, expected_LV
-
-    @classmethod
-    def watching(cls, bias_LV: Tensor) -> "Steering":
-        """Return one that adds up the probabilities of every position that is drawn."""
-        return cls(bias_LV, torch.zeros_like(bias_LV))
-
-    @property
-    def expected_LV(self) -> Tensor:
-        """[L, V] how often each token was to be expected; zeros where nothing watched."""
-        return torch.zeros_like(self._bias_LV) if self._expected_LV is None else self._expected_LV
+    def __init__(self, bias_LV: Tensor, *, num_watched: int = 0) -> None:
+        """Take [L, V] float32 on the device of the draws; ``num_watched`` rows of one wave are added up, row by row."""
+        self._bias_LV = bias_LV
+        self.seen_RV = torch.zeros(num_watched, bias_LV.shape[1], dtype=torch.float32, device=bias_LV.device)
+        """[R, V] how often each token was to be expected in each row of the wave: probabilities, added up."""
 
     def steer(self, logits_BV: Tensor, label_B: Tensor) -> Tensor:
         """Return [B, V] logits with the bias of each row's label, at least in float32."""
         wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-        return wide_BV + self._bias_LV.to(wide_BV.device)[label_B]
+        return wide_BV + self._bias_LV[label_B]
 
-    def look(self, weights_BV: Tensor, label_B: Tensor, is_live_B: Tensor) -> None:
+    def look(self, weights_BV: Tensor, slots_B: Tensor, is_live_B: Tensor) -> None:
         """Add the probabilities of the rows that are still drawn."""
-        if self._expected_LV is not None:
+        if len(self.seen_RV):
             live_BV = weights_BV[is_live_B]
-            shares_BV = (live_BV / live_BV.sum(dim=1, keepdim=True)).to(self._expected_LV)
-            self._expected_LV.index_add_(0, label_B[is_live_B].to(self._expected_LV.device), shares_BV)
+            shares_BV = live_BV / live_BV.sum(dim=1, keepdim=True)
+            self.seen_RV.index_add_(0, slots_B[is_live_B], shares_BV.to(self.seen_RV.dtype))
+
+
+def draw_device(model: nn.Module) -> torch.device:
+    """Return where tokens are drawn: with the model, but for one that knows no float64."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def waves(rows: Iterable[Row], *, batch_size: int) -> list[list[Row]]:
@@ -131,8 +129,7 @@ def _decode(
     compact_below: float,
     steering: Steering | None,
 ) -> None:
-    limit, model_device = rows[0].max_new_tokens, next(model.parameters()).device
-    device = torch.device("cpu") if model_device.type == "mps" else model_device  # draws need float64
+    limit, model_device, device = rows[0].max_new_tokens, next(model.parameters()).device, draw_device(model)
     uniform_RT = torch.from_numpy(uniforms([row.number for row in rows], seed=seed, steps=limit)).to(device)
     tokens_RT = torch.full((len(rows), limit), eos_token_id, dtype=torch.int64, device=device)
     logits_BV = _start(memory, rows, model_device)
@@ -140,7 +137,7 @@ def _decode(
     is_live_B = torch.ones(len(rows), dtype=torch.bool, device=device)
     label_R = torch.tensor([row.label for row in rows], device=device)
     for step in range(limit):
-        weights_BV = _weights(logits_BV.to(device), sampling, steering, label_R[slots_B], is_live_B)
+        weights_BV = _weights(logits_BV.to(device), sampling, steering, label_R, slots_B, is_live_B)
         drawn_B = draw(weights_BV, uniform_RT[slots_B, step])
         drawn_B = torch.where(is_live_B, drawn_B, eos_token_id)
         tokens_RT[slots_B, step] = drawn_B
@@ -160,13 +157,18 @@ def _decode(
 
 
 def _weights(
-    logits_BV: Tensor, sampling: Sampling, steering: Steering | None, label_B: Tensor, is_live_B: Tensor
+    logits_BV: Tensor,
+    sampling: Sampling,
+    steering: Steering | None,
+    label_R: Tensor,
+    slots_B: Tensor,
+    is_live_B: Tensor,
 ) -> Tensor:
     """Return what the next tokens are drawn from, [B, V]."""
     if steering is None:
         return sampling.weights(logits_BV)
-    weights_BV = sampling.weights(steering.steer(logits_BV, label_B))
-    steering.look(weights_BV, label_B, is_live_B)
+    weights_BV = sampling.weights(steering.steer(logits_BV, label_R[slots_B]))
+    steering.look(weights_BV, slots_B, is_live_B)
     return weights_BV
 
 

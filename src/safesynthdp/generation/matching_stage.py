@@ -1,10 +1,11 @@
 """The token matching of one sample: fitted once, on disk, the same on every rank.
 
-Here: whether there is anything to match, the file that a resumed sample reads, bringing the bias to all ranks.
+Here: whether there is anything to match, and the file that a resumed sample reads.
 Elsewhere: the fit (token_matching.py).
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from safesynthdp.errors import SafeSynthError
+from safesynthdp.errors import LedgerMismatch, SafeSynthError
 from safesynthdp.generation.decoding import Row
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.settings import SampleConfig
@@ -21,17 +22,24 @@ from safesynthdp.generation.token_matching import Matched, TokenTargets, matchin
 from safesynthdp.models import LoadedModel, logits_width
 from safesynthdp.privacy.storage import write_atomically
 from safesynthdp.progress import progress
-from safesynthdp.runs import RunDirectory
+from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.ranks import Ranks
 
 _BIAS = "token_bias.safetensors"
 
 
 def targets_of(config: SampleConfig, source: RunDirectory, loaded: LoadedModel) -> TokenTargets | None:
-    """Return what this sample matches; None where it samples the model as it is."""
+    """Return what this sample matches; None where it samples the model as it is.
+
+    Raises:
+        LedgerMismatch: If the run counted tokens and the file is gone, or does not fit it.
+    """
     if config.untuned or config.output is not None or not config.token_matching_rounds:
         return None
-    return read_targets(source, loaded.label_set, vocab_size=logits_width(loaded.model))
+    found = read_targets(source, loaded.label_set, vocab_size=logits_width(loaded.model))
+    if found is None and source.config()["privacy"].get("token_histogram_share") is not None:
+        raise LedgerMismatch(f"{source.path / TOKENS} is missing; restore it, or use --token_matching_rounds 0")
+    return found
 
 
 def fit_bias(
@@ -43,19 +51,52 @@ def fit_bias(
     rows: Sequence[Row],
     ranks: Ranks,
 ) -> Matched:
-    """Return the fitted bias: from the state of an interrupted sample, else by drawing on rank 0.
+    """Return the fitted bias, the same on every rank; an interrupted sample goes on after its last whole round.
 
     Raises:
         SafeSynthError: If the bias in the state is damaged.
     """
-    path, held = run.state / _BIAS, b""
+    path = run.state / _BIAS
     with ranks.together():
-        if ranks.is_main:
-            if not path.is_file():
-                found = _fit(config, targets, model, loaded, rows, run)
-                _keep(path, found)
-            held = path.read_bytes()
-    return _read(ranks.share_bytes(held), path)
+        held = path.read_bytes() if ranks.is_main and path.is_file() else b""
+    held = ranks.share_bytes(held)
+    begun = _read(held, path) if held else None
+    rounds, records = config.token_matching_rounds, config.token_matching_records
+    left = rounds - (len(begun.distances) if begun else 0)
+    if begun is not None and left <= 0:
+        return begun
+    found = begun
+    if ranks.is_main:
+        run.say(f"matching the released token counts: {left} rounds of {records} texts, at no epsilon")
+    total = left * max(records, len({row.label for row in rows}))
+    with progress("matching", total=total, unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
+        for fitted in matching_rounds(
+            model,
+            rows,
+            targets,
+            sampling=Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
+            eos_token_id=loaded.eos_token_id,
+            seed=config.seed,
+            rounds=rounds,
+            num_records=records,
+            batch_size=config.batch_size,
+            advance=lambda count: advance(count * ranks.world_size),
+            begun=begun,
+            ranks=ranks,
+        ):
+            found = fitted
+            with ranks.together():
+                if ranks.is_main:
+                    _keep(path, fitted)
+    assert found is not None
+    shown = ", ".join(f"{distance:.3f}" for distance in found.distances)
+    if ranks.is_main:
+        run.say(f"total variation distance of a label's tokens at the beginning of each round: {shown}")
+    return found
+
+
+def _silent(_: int) -> None:
+    """Only rank 0 shows progress."""
 
 
 def drop_bias(run: RunDirectory) -> None:
@@ -72,35 +113,6 @@ def facts(config: SampleConfig, matched: Matched | None) -> dict[str, Any] | Non
         "records_a_round": config.token_matching_records,
         "distance_at_each_round": [round(distance, 4) for distance in matched.distances],
     }
-
-
-def _fit(
-    config: SampleConfig,
-    targets: TokenTargets,
-    model: nn.Module,
-    loaded: LoadedModel,
-    rows: Sequence[Row],
-    run: RunDirectory,
-) -> Matched:
-    rounds, records = config.token_matching_rounds, config.token_matching_records
-    run.say(f"matching the released token counts: {rounds} rounds of {records} texts, at no epsilon")
-    total = rounds * max(records, len({row.label for row in rows}))
-    with progress("matching", total=total, unit="texts") as advance:
-        *_, found = matching_rounds(
-            model,
-            rows,
-            targets,
-            sampling=Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p),
-            eos_token_id=loaded.eos_token_id,
-            seed=config.seed,
-            rounds=rounds,
-            num_records=records,
-            batch_size=config.batch_size,
-            advance=advance,
-        )
-    shown = ", ".join(f"{distance:.3f}" for distance in found.distances)
-    run.say(f"total variation distance of a label's tokens at the beginning of each round: {shown}")
-    return found
 
 
 def _keep(path: Path, found: Matched) -> None:

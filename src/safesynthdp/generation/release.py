@@ -75,8 +75,8 @@ def refuse_unpaid_tokens(ledger: Ledger, targets: "TokenTargets | None") -> None
     release = next(release for release in ledger.releases if release.artifact == TEXT)
     if targets.source == "exact" and release.epsilon is None:
         return
-    paid = {entry.id for entry in ledger.entries if entry.kind == "token_histogram"}
-    if targets.source == "exact" or not paid & set(release.entries):
+    paid = [entry for entry in ledger.entries if entry.kind == "token_histogram" and entry.id in release.entries]
+    if not any(entry.mechanism.get("noise_multiplier") == targets.noise_std for entry in paid):
         raise LedgerMismatch(
             f"token_histogram.json ({targets.source}): the run's ledger does not pay for it; restore both, or use "
             "--token_matching_rounds 0"

@@ -19,12 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from safesynthdp.errors import LedgerMismatch
-from safesynthdp.generation.decoding import DrawnRow, Row, Steering, decode_wave, waves
+from safesynthdp.generation.decoding import DrawnRow, Row, Steering, decode_wave, draw_device, waves
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.runs import TOKENS, RunDirectory
+from safesynthdp.training.ranks import Ranks
+from safesynthdp.training.sharding import deal
 
 MOST_BIAS = 6.0
 """Nats by which a token is favoured or held back at most."""
+_PSEUDO = 0.25
+"""Expected count that is added on both sides: less than about one position of evidence moves a token little."""
+_LOST = 3.0
+"""A total that is not this many standard deviations above 0 says nothing."""
 _FIRST_ROW = 10**9
 """Rows of the rounds are numbered from here: their random numbers are not those of the sample."""
 Floats = NDArray[np.float64]
@@ -37,32 +43,52 @@ class TokenTargets:
     labels: tuple[str, ...]
     sums_LV: Floats
     """Released sums; 0 where a cell did not stand out of the noise."""
+    totals_L: Floats
+    """Sums over all cells of a label, released or not, with the noise of all of them."""
     least: float
     """Cells that were not released lie below this, by all that is known; 0 where the sums are exact."""
+    noise_std: float
+    """Of the noise of one cell; 0 where the sums are exact."""
     source: str
     """gaussian (paid for in the run's ledger) or exact (a run without privacy)."""
 
     def towards(self, expected_LV: Floats) -> tuple[Floats, Floats]:
         """Return the change of the bias, [L, V], and how far off the labels were, [L] total variation distances.
 
-        A token that was released is drawn towards its share. Of one that was not only ``least`` is known: used more
-        often than that it is held back to it, else it is left alone. A label of which nothing was released stays.
+        A released token is drawn towards its share of the label's total. The others share what is left of it as the
+        model would have them, but none gets more than ``least``: more would have been released. Where the total is
+        lost in the noise, the tokens that were not released keep the share they have. A label of which nothing was
+        released stays as it is.
 
         Args:
-            expected_LV: How often each token was to be expected over the positions that were drawn.
+            expected_LV: How often each token was to be expected, in the weights of the table: each text scaled by the
+                L2 norm of its token counts.
         """
         change_LV, far_L = np.zeros_like(self.sums_LV), np.zeros(len(self.labels))
-        for row, (sums_V, expected_V) in enumerate(zip(self.sums_LV, expected_LV, strict=True)):
-            mass, positions = sums_V.sum(), expected_V.sum()
-            if mass <= 0 or positions <= 0:
+        for row, expected_V in enumerate(expected_LV):
+            wanted_V = self._wanted(row, expected_V)
+            if wanted_V is None:
                 continue
-            now_V = expected_V * (mass / positions)
-            wanted_V = np.where(sums_V > 0, sums_V, np.minimum(now_V, self.least))
-            wanted_V *= mass / wanted_V.sum()
-            one = mass / positions  # what a single position weighs
+            now_V = expected_V * (wanted_V.sum() / expected_V.sum())
+            one = wanted_V.sum() * _PSEUDO / expected_V.sum()
             change_LV[row] = np.log((wanted_V + one) / (now_V + one))
-            far_L[row] = 0.5 * np.abs(wanted_V - now_V).sum() / mass
+            far_L[row] = 0.5 * np.abs(wanted_V - now_V).sum() / wanted_V.sum()
         return change_LV, far_L
+
+    def _wanted(self, row: int, expected_V: Floats) -> Floats | None:
+        """Return the sums that a label should have, [V]; None where nothing is known."""
+        sums_V = self.sums_LV[row]
+        is_sure_V, mass = sums_V > 0, sums_V.sum()
+        seen = expected_V[is_sure_V].sum()
+        if mass <= 0 or seen <= 0:
+            return None
+        rest_V = np.where(is_sure_V, 0.0, expected_V)
+        total, lost = self.totals_L[row], _LOST * self.noise_std * math.sqrt(len(sums_V))
+        rest = max(total - mass, 0.0) if total > lost else rest_V.sum() * (mass / seen)
+        if rest_V.sum() > 0:
+            rest_V = np.minimum(rest_V * (rest / rest_V.sum()), self.least)
+        wanted_V: Floats = sums_V + rest_V
+        return wanted_V
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +96,7 @@ class Matched:
     """A fitted bias, and how it came about."""
 
     bias_LV: Tensor
-    """[L, V] float32, added to the logits before temperature and truncation."""
+    """[L, V] float32 on the CPU, added to the logits before temperature and truncation."""
     distances: tuple[float, ...]
     """Mean total variation distance over the labels, at the beginning of each round."""
 
@@ -87,13 +113,18 @@ def read_targets(run: RunDirectory, labels: Sequence[str], *, vocab_size: int) -
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         sums_LV = _table(found["sums"], labels, vocab_size=vocab_size)
-        least, source = float(found["least"]), str(found["source"])
+        totals_L = np.array([float(found["totals"][label]) for label in labels], dtype=np.float64)
+        least, noise_std, source = float(found["least"]), float(found["noise_std"]), str(found["source"])
+        is_ours = found["vocab_size"] == vocab_size and source == ("gaussian" if noise_std > 0 else "exact")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise LedgerMismatch(f"{path} does not fit the run; restore it") from error
-    is_whole = np.isfinite(sums_LV).all() and (sums_LV >= 0).all() and 0 <= least < math.inf
-    if found["vocab_size"] != vocab_size or not is_whole or source not in ("gaussian", "exact"):
+    numbers = np.concatenate([sums_LV.reshape(-1), [least, noise_std]])
+    is_whole = np.isfinite(totals_L).all() and np.isfinite(numbers).all() and (numbers >= 0).all()
+    if not is_whole or not is_ours:
         raise LedgerMismatch(f"{path} does not fit the run; restore it")
-    return TokenTargets(labels=tuple(labels), sums_LV=sums_LV, least=least, source=source)
+    return TokenTargets(
+        labels=tuple(labels), sums_LV=sums_LV, totals_L=totals_L, least=least, noise_std=noise_std, source=source
+    )
 
 
 def matching_rounds(
@@ -108,49 +139,79 @@ def matching_rounds(
     num_records: int,
     batch_size: int,
     advance: Callable[[int], None],
+    begun: Matched | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Matched]:
     """Fit the bias: draw, look at the probabilities that were drawn from, move towards the targets; yield, and again.
 
     Args:
         model: In eval mode, the one that is sampled.
-        rows: Rows of the sample; each label they name is drawn equally often, with its prompt and limit.
+        rows: Rows of the sample; the labels they name are drawn in turn, each with its prompt and limit.
         targets: What to match.
         sampling: As in the sample: what is matched is what comes out after temperature and truncation.
         eos_token_id: Ends a row.
         seed: Of the draws.
-        rounds: How often.
-        num_records: Texts a round, over all labels.
+        rounds: How often, those of ``begun`` included.
+        num_records: Texts a round, over all labels; at least one a label.
         batch_size: Texts decoded at once.
-        advance: Told how many texts ended.
+        advance: Told how many texts ended here.
+        begun: What earlier rounds of the same fit came to.
+        ranks: Deal the same waves out, and add up what all have seen; None = alone.
     """
-    device = next(model.parameters()).device
+    ranks = ranks or Ranks()
     patterns = list({row.label: row for row in rows}.values())
-    bias_LV, distances = torch.zeros(targets.sums_LV.shape, dtype=torch.float32), list[float]()
-
-    def on_step(finished: list[DrawnRow], _: int) -> None:
-        advance(len(finished))
-
-    for number in range(rounds):
-        steering = Steering.watching(bias_LV.to(device))
+    found = begun or Matched(bias_LV=torch.zeros(targets.sums_LV.shape, dtype=torch.float32), distances=())
+    for number in range(len(found.distances), rounds):
         first = _FIRST_ROW * (number + 1)
         drawn = [
             Row(number=first + i, prompt=p.prompt, max_new_tokens=p.max_new_tokens, label=p.label)
             for i, p in enumerate(patterns[k % len(patterns)] for k in range(max(num_records, len(patterns))))
         ]
-        for wave in waves(drawn, batch_size=batch_size):
-            decode_wave(
-                model,
-                wave,
-                sampling=sampling,
-                eos_token_id=eos_token_id,
-                seed=seed,
-                on_step=on_step,
-                steering=steering,
-            )
-        change_LV, far_L = targets.towards(steering.expected_LV.double().cpu().numpy())
-        bias_LV = (bias_LV + torch.from_numpy(change_LV).float()).clamp(-MOST_BIAS, MOST_BIAS)
-        distances.append(float(far_L[[p.label for p in patterns]].mean()))
-        yield Matched(bias_LV=bias_LV, distances=tuple(distances))
+        planned = waves(drawn, batch_size=batch_size)
+        mine = deal([len(wave) for wave in planned], world_size=ranks.world_size)[ranks.rank]
+        expected_LV = torch.zeros(targets.sums_LV.shape, dtype=torch.float64)
+        with ranks.together():
+            for which in mine:
+                _draw(model, planned[which], expected_LV, found.bias_LV, sampling, eos_token_id, seed, advance)
+        ranks.add_up_facts(expected_LV)
+        change_LV, far_L = targets.towards(expected_LV.numpy())
+        # the bias is added before the logits are divided by the temperature
+        bias_LV = found.bias_LV + sampling.temperature * torch.from_numpy(change_LV).float()
+        distance = float(far_L[[p.label for p in patterns]].mean())
+        found = Matched(bias_LV=bias_LV.clamp(-MOST_BIAS, MOST_BIAS), distances=(*found.distances, distance))
+        yield found
+
+
+def _draw(
+    model: nn.Module,
+    wave: Sequence[Row],
+    expected_LV: Tensor,
+    bias_LV: Tensor,
+    sampling: Sampling,
+    eos_token_id: int,
+    seed: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Draw a wave and add what it was drawn from, each text in the weight that a record of its tokens has."""
+    steering = Steering(bias_LV.to(draw_device(model)), num_watched=len(wave))
+    place = {row.number: i for i, row in enumerate(wave)}
+    weight_R, ended_R = torch.zeros(2, len(wave), dtype=torch.float32)
+
+    def on_step(finished: list[DrawnRow], _: int) -> None:
+        for row in finished:
+            tokens = [*row.tokens, *([] if row.is_truncated else [eos_token_id])]
+            counts = np.unique(tokens, return_counts=True)[1]
+            weight_R[place[row.number]] = 1 / math.sqrt(float(counts @ counts))
+            ended_R[place[row.number]] = float(not row.is_truncated)
+        advance(len(finished))
+
+    decode_wave(
+        model, wave, sampling=sampling, eos_token_id=eos_token_id, seed=seed, on_step=on_step, steering=steering
+    )
+    steering.seen_RV[:, eos_token_id] = ended_R.to(steering.seen_RV.device)  # it decides the weight, so it is counted
+    label_R = torch.tensor([row.label for row in wave])
+    weighted_RV = steering.seen_RV * weight_R.to(steering.seen_RV.device)[:, None]
+    expected_LV.index_add_(0, label_R, weighted_RV.cpu().double())
 
 
 def _table(sums: dict[str, dict[str, Any]], labels: Sequence[str], *, vocab_size: int) -> Floats:

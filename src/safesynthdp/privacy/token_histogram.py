@@ -27,8 +27,8 @@ from safesynthdp.privacy.output_conversions import gaussian_delta, gaussian_exac
 from safesynthdp.privacy.randomness import StepKeys, derive_key, normals
 
 NOISE_DOMAIN = "token_histogram"
-_ROUNDING = 1e-9
-"""Relative: norms of float64 are charged with this margin."""
+_ROUNDING = 1e-6
+"""Relative: norms and sums of float64 are charged with this margin."""
 _LEAST_NOISE, _MOST_NOISE = 0.01, 1e6
 
 
@@ -95,11 +95,12 @@ class TokenHistogramMechanism:
         """
         exact = np.ascontiguousarray(table_LV, dtype=np.float64)
         own = derive_key(keys.noise, f"{NOISE_DOMAIN}/{hashlib.sha256(exact.tobytes()).hexdigest()}")
-        noise = [
-            normals(own, domain=NOISE_DOMAIN, step=0, tensor=row, count=exact.shape[1]) for row in range(len(exact))
-        ]
-        noisy: NDArray[np.float64] = exact + self.noise_multiplier * np.stack(noise)
-        return noisy
+        noisy_LV = exact.copy()
+        for row, noisy_V in enumerate(noisy_LV):
+            noisy_V += self.noise_multiplier * normals(
+                own, domain=NOISE_DOMAIN, step=0, tensor=row, count=noisy_LV.shape[1]
+            )
+        return noisy_LV
 
     def epsilon(self, *, delta: float) -> float:
         """Return its exact price alone."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from safesynthdp.errors import SafeSynthError
+from safesynthdp.privacy.accounting import joint_epsilon
 from safesynthdp.training.bookkeeping import BookkeepingEngine, BookkeepingTape
 from safesynthdp.training.clipping import trainable_parameters
 from safesynthdp.training.config import FinetuneConfig
@@ -129,10 +130,12 @@ def lines(
         yield f"{plan.steps} steps without a guarantee (privacy.mode=none)"
     else:
         sigma, rate = plan.mechanism.noise_multiplier, plan.mechanism.sample_rate
-        price = plan.mechanism.epsilon(delta=config.privacy.target_delta)
+        delta = config.privacy.target_delta
+        price = joint_epsilon(plan.mechanisms, delta=delta, adjacency=config.privacy.adjacency)
+        beside = " and the noisy counts" if len(plan.mechanisms) > 1 else ""
         yield (
             f"{plan.steps} steps, sample rate {rate:.4g}, noise multiplier {sigma:.4g}: epsilon={price:.4g} at "
-            f"delta={config.privacy.target_delta:g} for the weights"
+            f"delta={delta:g} for the weights{beside}"
         )
     tokens = float(plan.steps) * config.train.expected_batch_size * length
     from safesynthdp.progress import duration

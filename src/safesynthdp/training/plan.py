@@ -50,6 +50,11 @@ class PrivacyPlan:
         return self.sampler if self.is_private else None
 
     @property
+    def mechanisms(self) -> tuple[Priced, ...]:
+        """All that this part of the run is priced for together; none if no guarantee is claimed."""
+        return tuple(found for found in (self.mechanism, self.histogram, self.tokens) if found is not None)
+
+    @property
     def steps(self) -> int:
         """Steps that will be charged under this promise."""
         return self.sampler.steps

@@ -121,6 +121,7 @@ def total_steps(mechanisms: Sequence[DPSGDMechanism]) -> int:
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
     for name in key.split("."):
-        values = values[name]
-    return values
+        found = found.get(name) if isinstance(found, Mapping) else None  # a key that an older config had not
+    return found

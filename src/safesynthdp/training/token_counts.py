@@ -4,6 +4,8 @@ Here: the table of contributions, and the file. Elsewhere: the noise and its pri
 use (generation/token_matching.py). Shapes: L labels, V tokens.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.errors import LedgerMismatch
-from safesynthdp.privacy.randomness import StepKeys
+from safesynthdp.privacy.randomness import StepKeys, derive_key
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.examples import Example
@@ -20,8 +22,7 @@ from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.units import Units
 
-SURE = 3.0
-"""Cells below so many standard deviations of the noise are left out of the file: next to nothing but noise."""
+_DIGEST = "token_table.json"
 
 
 def settle_tokens(
@@ -50,19 +51,45 @@ def settle_tokens(
         spending: The ledger.
 
     Raises:
-        LedgerMismatch: If the file is gone from a run that has trained.
+        LedgerMismatch: If the file is gone from a run that has trained, is not what the ledger pays for, or was drawn
+            from other records or tokens than there are now.
     """
-    spending.charge_tokens()
-    path = run.path / TOKENS
+    mechanism, path = plan.tokens, run.path / TOKENS
+    noise = 0.0 if mechanism is None else mechanism.noise_multiplier
     if path.is_file():
+        spending.charge_tokens()
+        if json.loads(path.read_text(encoding="utf-8")).get("noise_std") != noise:
+            raise LedgerMismatch(f"resume: {path} has another noise than the ledger pays for; restore both")
         return
     if spending.steps:
         raise LedgerMismatch(f"resume: {path} is missing, and it was released once; restore it")
     table_LV = token_table(examples, labels, label_set=label_set, vocab_size=vocab_size, units=units)
-    mechanism = plan.tokens
-    noise = 0.0 if mechanism is None else mechanism.noise_multiplier
+    _refuse_second_table(run, table_LV, keys=keys)
+    spending.charge_tokens()
     released_LV = table_LV if mechanism is None else mechanism.draw(table_LV, keys=keys)
     write_json(path, _content(released_LV, label_set, noise_std=noise), private=True)
+
+
+def least_sure(noise_std: float, cells: int) -> float:
+    """Return what noise alone exceeds in less than one of ``cells`` independent cells: the universal threshold.
+
+    Source: Donoho and Johnstone (1994), ``sigma sqrt(2 ln n)``. A lower one would let hundreds of cells of a large
+    vocabulary through that are nothing but noise, which a label with few records would then be steered to.
+    """
+    return noise_std * math.sqrt(2 * math.log(max(cells, 2)))
+
+
+def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, keys: StepKeys) -> None:
+    """A run draws from one table for life: the price is that of one."""
+    digest = derive_key(keys.noise, f"{_DIGEST}/{hashlib.sha256(table_LV.tobytes()).hexdigest()}").hex()
+    path = run.state / _DIGEST
+    if not path.is_file():
+        write_json(path, {"digest": digest}, private=True)
+    elif json.loads(path.read_text(encoding="utf-8")).get("digest") != digest:
+        raise LedgerMismatch(
+            f"resume: {run.path / TOKENS} was drawn from other token counts than these records give now; restore it "
+            "and the settings, or start another run in a new output_dir"
+        )
 
 
 def token_table(
@@ -86,11 +113,17 @@ def token_table(
 
 
 def _content(released_LV: NDArray[np.float64], label_set: Sequence[str], *, noise_std: float) -> dict[str, Any]:
-    """Return the cells that stand out of the noise; leaving out the others is post-processing."""
-    least = SURE * noise_std
+    """Return the cells that stand out of the noise, and the sum over all cells of each label; post-processing."""
+    least = least_sure(noise_std, released_LV.size)
     sums = {
         label: {str(token): round(float(row_V[token]), 4) for token in np.flatnonzero(row_V > least)}
         for label, row_V in zip(label_set, released_LV, strict=True)
     }
-    source = "gaussian" if noise_std else "exact"
-    return {"source": source, "noise_std": noise_std, "least": least, "vocab_size": released_LV.shape[1], "sums": sums}
+    return {
+        "source": "gaussian" if noise_std else "exact",
+        "noise_std": noise_std,
+        "least": least,
+        "vocab_size": released_LV.shape[1],
+        "totals": {label: float(row_V.sum()) for label, row_V in zip(label_set, released_LV, strict=True)},
+        "sums": sums,
+    }
