@@ -146,12 +146,12 @@ def _targets(records: Records, loaded: LoadedModel, epsilon: float, *, size: int
     noise = full.noise_multiplier * len(records) / size
     mechanism = TokenHistogramMechanism(noise_multiplier=noise)
     noisy_LV = mechanism.draw(table_LV, keys=StepKeys.from_unsafe_seed(0))
-    least = least_sure(noise, noisy_LV.size)
+    least_L = np.array([least_sure(noisy_V, noise) for noisy_V in noisy_LV])
     return TokenTargets(
         labels=loaded.label_set,
-        sums_LV=np.where(noisy_LV > least, noisy_LV, 0.0),
+        sums_LV=np.where(noisy_LV >= least_L[:, None], noisy_LV, 0.0),
         totals_L=noisy_LV.sum(axis=1),
-        least=least,
+        least_L=least_L,
         noise_std=noise,
         source="gaussian",
     )

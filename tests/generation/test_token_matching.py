@@ -40,7 +40,12 @@ def targets(
         sums_LV[row, END] = 5.0
     totals_L = sums_LV.sum(axis=1) + rest
     return TokenTargets(
-        labels=("bad", "good"), sums_LV=sums_LV, totals_L=totals_L, least=least, noise_std=noise_std, source="gaussian"
+        labels=("bad", "good"),
+        sums_LV=sums_LV,
+        totals_L=totals_L,
+        least_L=np.full(len(favourites), least),
+        noise_std=noise_std,
+        source="gaussian",
     )
 
 
@@ -173,7 +178,7 @@ def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM
         labels=("bad", "good"),
         sums_LV=table_LV,
         totals_L=table_LV.sum(axis=1),
-        least=0.0,
+        least_L=np.zeros(2),
         noise_std=0.0,
         source="exact",
     )
@@ -228,7 +233,13 @@ def with_tokens(run: RunDirectory, *, is_paid: bool = True, source: str = "gauss
     sums = {label: {str(token): 500.0, "1": 300.0} for label, token in zip(labels, favourites, strict=True)}
     noise = 2.0 if source == "gaussian" else 0.0
     totals = {label: sum(cells.values()) + 5.0 for label, cells in sums.items()}
-    content = {"source": source, "noise_std": noise, "least": 4 * noise, "vocab_size": vocab_size, "totals": totals}
+    content = {
+        "source": source,
+        "noise_std": noise,
+        "least": dict.fromkeys(labels, 4 * noise),
+        "vocab_size": vocab_size,
+        "totals": totals,
+    }
     content["sums"] = sums
     write_json(run.path / "token_histogram.json", content, private=True)
     if not is_paid:
@@ -268,7 +279,7 @@ def test_a_sample_follows_the_counts_of_its_run_and_costs_what_the_run_costs(
     run = make_run()
     with_tokens(run)
     assert run_door(main, words(run, tmp_path / "text")) == 0
-    assert "matching the released token counts: 3 rounds of 60 texts, at no epsilon" in capsys.readouterr().out
+    assert "matching the released token counts: 5 rounds of 60 texts, at no epsilon" in capsys.readouterr().out
     assert run_door(main, words(run, tmp_path / "plain", token_matching_rounds=0)) == 0
     letter = {"bad": chr(30 - 3), "good": chr(40 - 3)}  # the byte tokenizer's ids begin at 3
     shares = {}
@@ -280,7 +291,7 @@ def test_a_sample_follows_the_counts_of_its_run_and_costs_what_the_run_costs(
     assert ledger.releases[0].epsilon == source.releases[0].epsilon
     assert "token_histogram" in ledger.releases[0].entries
     facts = json.loads((tmp_path / "text" / "manifest.json").read_text())["token_matching"]
-    assert facts["rounds"] == 3
+    assert facts["rounds"] == 5
     assert facts["distance_at_each_round"][-1] < facts["distance_at_each_round"][0]
     assert not list((tmp_path / "text" / "state").glob("token_bias*"))
 

@@ -65,9 +65,9 @@ class PoolSampleConfig:
     """Draw among the k likeliest tokens only; 0 = all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that hold this much probability."""
-    token_matching_rounds: int = 3
+    token_matching_rounds: int = 5
     """Rounds of matching the released token counts, where the recipe takes them; 0 = none."""
-    token_matching_records: int = 1200
+    token_matching_records: int = 800
     """Texts of each round."""
     max_new_tokens: int | None = None
     """Longest text; null = what the prompt leaves of data.max_length."""

@@ -42,11 +42,11 @@ class SampleConfig:
     """Draw among the k likeliest tokens only; 0 = all. Rare words, and rare kinds of text, get lost."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that hold this much probability; 1 = all. Loses the same."""
-    token_matching_rounds: int = 3
+    token_matching_rounds: int = 5
     """Of a run that released token counts (privacy.token_histogram_share): rounds that fit a bias on the logits until
     the texts of each label use its tokens as often as was released. It reads released numbers only and costs no
     epsilon. 0 = the model as it is. Not used with untuned or output."""
-    token_matching_records: int = 1200
+    token_matching_records: int = 800
     """Texts drawn in each round, over all labels, and thrown away."""
     max_new_tokens: int | None = None
     """Longest text, end included; null = what the label's prompt leaves of the run's data.max_length. A text that

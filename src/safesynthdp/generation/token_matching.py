@@ -45,8 +45,8 @@ class TokenTargets:
     """Released sums; 0 where a cell did not stand out of the noise."""
     totals_L: Floats
     """Sums over all cells of a label, released or not, with the noise of all of them."""
-    least: float
-    """Cells that were not released lie below this, by all that is known; 0 where the sums are exact."""
+    least_L: Floats
+    """Cells of a label that were not released lie below this, by all that is known; 0 where the sums are exact."""
     noise_std: float
     """Of the noise of one cell; 0 where the sums are exact."""
     source: str
@@ -56,7 +56,7 @@ class TokenTargets:
         """Return the change of the bias, [L, V], and how far off the labels were, [L] total variation distances.
 
         A released token is drawn towards its share of the label's total. The others share what is left of it as the
-        model would have them, but none gets more than ``least``: more would have been released. Where the total is
+        model would have them, but none gets more than ``least_L``: more would have been released. Where the total is
         lost in the noise, the tokens that were not released keep the share they have. A label of which nothing was
         released stays as it is.
 
@@ -86,7 +86,7 @@ class TokenTargets:
         total, lost = self.totals_L[row], _LOST * self.noise_std * math.sqrt(len(sums_V))
         rest = max(total - mass, 0.0) if total > lost else rest_V.sum() * (mass / seen)
         if rest_V.sum() > 0:
-            rest_V = np.minimum(rest_V * (rest / rest_V.sum()), self.least)
+            rest_V = np.minimum(rest_V * (rest / rest_V.sum()), self.least_L[row])
         wanted_V: Floats = sums_V + rest_V
         return wanted_V
 
@@ -113,17 +113,17 @@ def read_targets(run: RunDirectory, labels: Sequence[str], *, vocab_size: int) -
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         sums_LV = _table(found["sums"], labels, vocab_size=vocab_size)
-        totals_L = np.array([float(found["totals"][label]) for label in labels], dtype=np.float64)
-        least, noise_std, source = float(found["least"]), float(found["noise_std"]), str(found["source"])
+        totals_L, least_L = (np.array([float(found[key][label]) for label in labels]) for key in ("totals", "least"))
+        noise_std, source = float(found["noise_std"]), str(found["source"])
         is_ours = found["vocab_size"] == vocab_size and source == ("gaussian" if noise_std > 0 else "exact")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise LedgerMismatch(f"{path} does not fit the run; restore it") from error
-    numbers = np.concatenate([sums_LV.reshape(-1), [least, noise_std]])
+    numbers = np.concatenate([sums_LV.reshape(-1), least_L, [noise_std]])
     is_whole = np.isfinite(totals_L).all() and np.isfinite(numbers).all() and (numbers >= 0).all()
     if not is_whole or not is_ours:
         raise LedgerMismatch(f"{path} does not fit the run; restore it")
     return TokenTargets(
-        labels=tuple(labels), sums_LV=sums_LV, totals_L=totals_L, least=least, noise_std=noise_std, source=source
+        labels=tuple(labels), sums_LV=sums_LV, totals_L=totals_L, least_L=least_L, noise_std=noise_std, source=source
     )
 
 

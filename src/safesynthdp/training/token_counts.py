@@ -22,6 +22,8 @@ from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.spending import Spending
 from safesynthdp.training.units import Units
 
+FALSE_SHARE = 0.1
+"""Of the cells that are followed, at most about so many hold nothing but noise."""
 _DIGEST = "token_table.json"
 
 
@@ -70,13 +72,23 @@ def settle_tokens(
     write_json(path, _content(released_LV, label_set, noise_std=noise), private=True)
 
 
-def least_sure(noise_std: float, cells: int) -> float:
-    """Return what noise alone exceeds in less than one of ``cells`` independent cells: the universal threshold.
+def least_sure(noisy_V: NDArray[np.float64], noise_std: float) -> float:
+    """Return the smallest value of a label's cells that is followed, so that about one in ten of those is noise alone.
 
-    Source: Donoho and Johnstone (1994), ``sigma sqrt(2 ln n)``. A lower one would let hundreds of cells of a large
-    vocabulary through that are nothing but noise, which a label with few records would then be steered to.
+    The threshold adapts to how much there is to find: about three standard deviations where a label has thousands of
+    records, and beyond what noise alone reaches where it has none; at a fixed three, some sixty of 50,000 cells would
+    be noise, and sampling would write nothing else for such a label. Source: Benjamini and Hochberg (1995), for
+    thresholds Abramovich et al. (2006), arXiv:math/0505374.
     """
-    return noise_std * math.sqrt(2 * math.log(max(cells, 2)))
+    from scipy.special import ndtr
+
+    if not noise_std:
+        return 0.0
+    falling_V = -np.sort(-noisy_V)
+    tails_V = ndtr(-falling_V / noise_std)
+    passing = np.flatnonzero(tails_V <= FALSE_SHARE * np.arange(1, len(falling_V) + 1) / len(falling_V))
+    nothing = noise_std * math.sqrt(2 * math.log(max(len(falling_V), 2)))
+    return float(falling_V[passing[-1]]) if len(passing) else max(nothing, float(np.nextafter(falling_V[0], np.inf)))
 
 
 def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, keys: StepKeys) -> None:
@@ -114,16 +126,17 @@ def token_table(
 
 def _content(released_LV: NDArray[np.float64], label_set: Sequence[str], *, noise_std: float) -> dict[str, Any]:
     """Return the cells that stand out of the noise, and the sum over all cells of each label; post-processing."""
-    least = least_sure(noise_std, released_LV.size)
+    rows = dict(zip(label_set, released_LV, strict=True))
+    least = {label: least_sure(row_V, noise_std) for label, row_V in rows.items()}
     sums = {
-        label: {str(token): round(float(row_V[token]), 4) for token in np.flatnonzero(row_V > least)}
-        for label, row_V in zip(label_set, released_LV, strict=True)
+        label: {str(token): float(row_V[token]) for token in np.flatnonzero((row_V >= least[label]) & (row_V > 0))}
+        for label, row_V in rows.items()
     }
     return {
         "source": "gaussian" if noise_std else "exact",
         "noise_std": noise_std,
-        "least": least,
         "vocab_size": released_LV.shape[1],
-        "totals": {label: float(row_V.sum()) for label, row_V in zip(label_set, released_LV, strict=True)},
+        "least": least,
+        "totals": {label: float(row_V.sum()) for label, row_V in rows.items()},
         "sums": sums,
     }
