@@ -103,6 +103,7 @@ def small(tmp_path: Path) -> Path:
     value["evaluate"]["flags"] = {"downstream": "nb", "seeds": 2, "reference_model": None, "embedding_model": "tfidf"}
     value["attack"]["flags"] = {"max_records": 30}
     value["pool"]["flags"] |= {"num_models": 2, "num_audit": 40, "canaries.count": 20, "sample.num_records": 20}
+    value["pool"]["flags"].pop("primary")  # two models are too few for it
     value["pool"] |= {"score": {"attacks": ["loss", "ngram2_domias"]}, "max_parallel": 2}
     for stage in value["predict"]:
         stage["flags"] |= {"output.shards": 24, "output.tokens": 8, "batches_per_label": 2, "data.max_length": 96}
