@@ -155,7 +155,8 @@ def _facts(found: Json) -> list[str]:
     hardware = found["hardware"]
     longest = sorted(found["seconds"].items(), key=lambda pair: -pair[1])
     lines = [
-        f"Accuracy on {found['num_test']:,} untouched real texts of four domains, 95 % interval; "
+        f"Accuracy on {found['num_test']:,} held-out real texts of four domains, 95 % interval (half of them were also "
+        "looked at while settings of the token matching were chosen, the other half never); "
         f"{found['num_train']:,} records to train on; the last column is the AUC of a classifier that tells the text "
         "from real text by its words (0.5 = it cannot).",
         "",
