@@ -19,7 +19,7 @@ from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.examples import Example
 from safesynthdp.training.plan import PrivacyPlan
-from safesynthdp.training.spending import Spending
+from safesynthdp.training.spending import TOKEN_HISTOGRAM, Spending
 from safesynthdp.training.units import Units
 
 FALSE_SHARE = 0.1
@@ -66,7 +66,7 @@ def settle_tokens(
     if spending.steps:
         raise LedgerMismatch(f"resume: {path} is missing, and it was released once; restore it")
     table_LV = token_table(examples, labels, label_set=label_set, vocab_size=vocab_size, units=units)
-    _refuse_second_table(run, table_LV, keys=keys)
+    _refuse_second_table(run, table_LV, keys=keys, is_charged=spending.ledger.has(TOKEN_HISTOGRAM))
     spending.charge_tokens()
     released_LV = table_LV if mechanism is None else mechanism.draw(table_LV, keys=keys)
     write_json(path, _content(released_LV, label_set, noise_std=noise), private=True)
@@ -91,13 +91,13 @@ def least_sure(noisy_V: NDArray[np.float64], noise_std: float) -> float:
     return float(falling_V[passing[-1]]) if len(passing) else max(nothing, float(np.nextafter(falling_V[0], np.inf)))
 
 
-def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, keys: StepKeys) -> None:
-    """A run draws from one table for life: the price is that of one."""
+def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, keys: StepKeys, is_charged: bool) -> None:
+    """A run draws from one table for life: the price is that of one. Its digest is on disk before it is charged."""
     digest = derive_key(keys.noise, f"{_DIGEST}/{hashlib.sha256(table_LV.tobytes()).hexdigest()}").hex()
     path = run.state / _DIGEST
-    if not path.is_file():
+    if not path.is_file() and not is_charged:
         write_json(path, {"digest": digest}, private=True)
-    elif json.loads(path.read_text(encoding="utf-8")).get("digest") != digest:
+    elif not path.is_file() or json.loads(path.read_text(encoding="utf-8")).get("digest") != digest:
         raise LedgerMismatch(
             f"resume: {run.path / TOKENS} was drawn from other token counts than these records give now; restore it "
             "and the settings, or start another run in a new output_dir"
