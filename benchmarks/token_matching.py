@@ -1,12 +1,13 @@
 """What token counts and their matching are worth, chosen without the training records.
 
-    python benchmarks/token_matching.py [--model smollm2-135m] [--rounds 0 1 2 3 5] [--num_records 600]
+    python benchmarks/token_matching.py [--model smollm2-135m] [--rounds 0 1 2 3 5] [--num_records 400]
 
 Half of the held-out texts of the builtin set, cut by a hash of each text: one part stands for the private records
 (counts), one for the test (accuracy). The training side is not read, and the other half of the held-out texts neither.
 The counts get noise of the size that the training side's N records would have at epsilon 1 and 8 (share 0.8 of it,
 delta 1e-5), scaled down to the smaller part, so that signal and noise are in the same proportion. No model is trained:
-the untuned one is steered. Writes benchmarks/results/DATE-token-matching-MODEL.md.
+the untuned one is steered. Of each fit as many texts are scored as come first, and as many that are chosen from more.
+Writes benchmarks/results/DATE-token-matching-MODEL.md.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from safesynthdp.data_config import DataConfig
 from safesynthdp.generation.decoding import Steering
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.sampling import plan_rows, sample_texts
+from safesynthdp.generation.selection import select
 from safesynthdp.generation.settings import SampleConfig
 from safesynthdp.generation.token_matching import TokenTargets, matching_rounds
 from safesynthdp.model_config import ModelConfig
@@ -43,7 +45,7 @@ from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.record_set import Records, split_bucket
 from safesynthdp.records import load_split
-from safesynthdp.training.examples import encode
+from safesynthdp.training.examples import encode, text_ids
 from safesynthdp.training.token_counts import least_sure, token_table
 from safesynthdp.training.units import Units
 
@@ -57,7 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, nargs="+", default=[0, 1, 2, 3, 5])
-    parser.add_argument("--num_records", type=int, default=600)
+    parser.add_argument("--num_records", type=int, default=400)
+    parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
     arguments = parser.parse_args()
@@ -67,8 +70,8 @@ def main() -> None:
     held = split.holdout
     halves = [_part(held, low, high) for low, high in ((FIRST_BUCKET, MIDDLE), (MIDDLE, END))]
     loaded = _loaded(arguments.model, split.train.label_set)
-    lines = ["| epsilon | temperature | rounds | distance before | logistic regression | naive Bayes |", "|---|" * 6]
-    lines[1] = "|---|---|---|---|---|---|"
+    lines = ["| epsilon | temperature | rounds | candidates | distance | logistic regression | naive Bayes |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for epsilon in arguments.epsilons:
         targets = _targets(halves[0], loaded, epsilon, size=len(split.train))
         for temperature in arguments.temperatures:
@@ -76,7 +79,7 @@ def main() -> None:
                 print(row, flush=True)
                 lines.append(row)
     real = [_score(halves[0].select(range(arguments.num_records)), halves[1])]
-    lines.append(f"| real texts | | | | {real[0][0]:.3f} | {real[0][1]:.3f} |")
+    lines.append(f"| real texts | | | | | {real[0][0]:.3f} | {real[0][1]:.3f} |")
     _write(arguments, lines, halves, seconds=time.monotonic() - began)
 
 
@@ -88,8 +91,10 @@ def _study(
     epsilon: float,
     temperature: float,
 ) -> list[str]:
-    labels = [loaded.label_set[i % len(loaded.label_set)] for i in range(arguments.num_records)]
-    rows = plan_rows(loaded, labels, max_new_tokens=MAX_NEW_TOKENS)
+    wanted, many = arguments.num_records, arguments.candidates
+    plan = [i % len(loaded.label_set) for i in range(wanted)]
+    labels = [loaded.label_set[row] for row in plan]
+    rows = plan_rows(loaded, labels * many, max_new_tokens=MAX_NEW_TOKENS)
     config = SampleConfig(
         run="-", output_dir="-", num_records=len(rows), batch_size=300, seed=0, temperature=temperature
     )
@@ -101,16 +106,14 @@ def _study(
         eos_token_id=loaded.eos_token_id,
         seed=1,
         rounds=max(arguments.rounds),
-        num_records=1200,
+        num_records=800,
         batch_size=300,
         advance=lambda _: None,
     )
-    biases = {0: (torch.zeros(targets.sums_LV.shape), "")} | {
-        number: (found.bias_LV, f"{found.distances[-1]:.3f}") for number, found in enumerate(fitted, start=1)
-    }
+    biases = {0: torch.zeros(targets.sums_LV.shape)}
+    biases |= {number: found.bias_LV for number, found in enumerate(fitted, start=1)}
     told = []
     for number in arguments.rounds:
-        bias_LV, distance = biases[number]
         texts = sample_texts(
             loaded.model,
             loaded,
@@ -118,11 +121,16 @@ def _study(
             config,
             advance=lambda _: None,
             keep=lambda _: None,
-            steering=Steering(bias_LV),
+            steering=Steering(biases[number]),
         )
         drawn = [texts[row.number].text for row in rows]
-        lr, nb = _accuracies(drawn, labels, test)
-        told.append(f"| {epsilon:g} | {temperature:g} | {number} | {distance} | {lr:.3f} | {nb:.3f} |")
+        tokens = [[*ids, loaded.eos_token_id] for ids in text_ids(drawn, tokenizer=loaded.tokenizer)]
+        chosen = select(tokens, plan, targets)
+        ways = ((1, range(wanted), chosen.distance_unselected), (many, chosen.kept, chosen.distance_kept))
+        for candidates, which, distance in ways:
+            lr, nb = _accuracies([drawn[i] for i in which], labels, test)
+            cells = f"{epsilon:g} | {temperature:g} | {number} | {candidates} | {distance:.3f} | {lr:.3f} | {nb:.3f}"
+            told.append(f"| {cells} |")
     return told
 
 
@@ -198,8 +206,9 @@ def _write(arguments: argparse.Namespace, lines: Sequence[str], halves: Sequence
         "",
         f"{arguments.num_records} texts, balanced over four labels; counts of {len(halves[0]):,} held-out texts with "
         f"the noise of an epsilon in proportion, accuracy on {len(halves[1]):,} other held-out texts; no training "
-        "record was read. `distance before`: total variation distance of a label's tokens when that round began; 1,200 "
-        "texts a round.",
+        "record was read. `distance`: total variation distance of a label's tokens in the scored texts from the "
+        f"counts; {arguments.num_records} texts are scored, the first ones or those chosen from "
+        f"{arguments.candidates} times as many; 800 texts a round of the fit.",
         "",
     ]
     tail = [

@@ -69,6 +69,8 @@ class PoolSampleConfig:
     """Rounds of matching the released token counts, where the recipe takes them; 0 = none."""
     token_matching_records: int = 800
     """Texts of each round."""
+    token_matching_candidates: int = 3
+    """Texts drawn for each one that is kept."""
     max_new_tokens: int | None = None
     """Longest text; null = what the prompt leaves of data.max_length."""
     batch_size: int = 128

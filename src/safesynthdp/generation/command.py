@@ -3,6 +3,7 @@
 Here: the order of the stage. Elsewhere: each step of it.
 """
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -90,8 +91,8 @@ def _draw(
     from safesynthdp.generation.decoding import Steering, draw_device
     from safesynthdp.generation.files import load_parts, save_part
     from safesynthdp.generation.labels import plan_labels
+    from safesynthdp.generation.matching_stage import choose, fit_bias, num_candidates, targets_of
     from safesynthdp.generation.matching_stage import facts as matching_facts
-    from safesynthdp.generation.matching_stage import fit_bias, targets_of
     from safesynthdp.generation.release import refuse_unpaid_tokens
     from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model
     from safesynthdp.generation.sharding import sample_on_ranks
@@ -102,12 +103,12 @@ def _draw(
         loaded = load_run_model(source, untuned=config.untuned)
         model = ready_model(loaded, dtype=config.dtype)
     plan = plan_labels(shares, config.num_records, seed=config.seed)
-    rows = plan_rows(loaded, plan, max_new_tokens=config.max_new_tokens)
+    targets = targets_of(config, source, loaded)
+    refuse_unpaid_tokens(ledger, targets)
+    rows = plan_rows(loaded, plan * num_candidates(config, targets), max_new_tokens=config.max_new_tokens)
     with ranks.together():
         texts = load_parts(run) if ranks.is_main else {}
         run.begin()
-    targets = targets_of(config, source, loaded)
-    refuse_unpaid_tokens(ledger, targets)
     left = missing_rows(rows, ranks.share({"done": list(texts)})["done"])
     if texts:
         run.say(f"{len(texts)} texts are there already, {len(left)} are left")
@@ -137,8 +138,12 @@ def _draw(
     seconds = time.monotonic() - began
     with ranks.together():
         if ranks.is_main:
-            run.update(token_matching=matching_facts(config, matched))
-            _write(config, run, texts | drawn, plan, shares, ledger, seconds=seconds, num_drawn=len(drawn))
+            texts |= drawn
+            selection = None if targets is None else choose(run, texts, plan, targets, loaded)
+            if selection is not None:
+                texts = {i: dataclasses.replace(texts[n], number=i) for i, n in enumerate(selection.kept)}
+            run.update(token_matching=matching_facts(config, matched, selection))
+            _write(config, run, texts, plan, shares, ledger, seconds=seconds, num_drawn=len(drawn))
 
 
 def _silent(_: int) -> None:
@@ -207,7 +212,7 @@ def _say_result(run: RunDirectory, ledger: "Ledger") -> None:
     missing = [label for label, count in facts["labels"].items() if not count]
     if missing:
         run.say(f"warning: {len(missing)} of {len(facts['labels'])} labels got no text; ask for more records")
-    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.1f} a second; {counts} (none dropped)")
+    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.1f} a second; {counts} (none left out)")
     run.say(f"{sentence(ledger)} -> {run.path / PARQUET}")
 
 

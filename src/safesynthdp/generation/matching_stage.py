@@ -1,10 +1,10 @@
 """The token matching of one sample: fitted once, on disk, the same on every rank.
 
-Here: whether there is anything to match, and the file that a resumed sample reads.
-Elsewhere: the fit (token_matching.py).
+Here: whether there is anything to match, and the file that a resumed sample reads; the candidates as tokens.
+Elsewhere: the fit (token_matching.py), the choice among the candidates (selection.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from torch import nn
 from safesynthdp.errors import LedgerMismatch, SafeSynthError
 from safesynthdp.generation.decoding import Row
 from safesynthdp.generation.draws import Sampling
+from safesynthdp.generation.selection import Selection, select
 from safesynthdp.generation.settings import SampleConfig
+from safesynthdp.generation.texts import SampledText
 from safesynthdp.generation.token_matching import Matched, TokenTargets, matching_rounds, read_targets
 from safesynthdp.models import LoadedModel, logits_width
 from safesynthdp.privacy.storage import write_atomically
 from safesynthdp.progress import progress
 from safesynthdp.runs import TOKENS, RunDirectory
+from safesynthdp.training.examples import text_ids
 from safesynthdp.training.ranks import Ranks
 
 _BIAS = "token_bias.safetensors"
@@ -95,6 +98,42 @@ def fit_bias(
     return found
 
 
+def num_candidates(config: SampleConfig, targets: TokenTargets | None) -> int:
+    """Return how many texts are drawn for each one that is written."""
+    return 1 if targets is None else config.token_matching_candidates
+
+
+def choose(
+    run: RunDirectory,
+    texts: Mapping[int, SampledText],
+    plan: Sequence[str],
+    targets: TokenTargets,
+    loaded: LoadedModel,
+) -> Selection | None:
+    """Return which candidates are written; None where there are no more than are wanted.
+
+    Args:
+        run: Is told how it went.
+        texts: Every candidate, by number.
+        plan: The label of each text that is wanted.
+        targets: What was released.
+        loaded: With the tokenizer of the training.
+    """
+    if len(texts) == len(plan):
+        return None
+    found = [texts[number] for number in range(len(texts))]
+    encoded = text_ids([text.text for text in found], tokenizer=loaded.tokenizer)
+    end = loaded.eos_token_id
+    tokens = [ids if text.is_truncated else [*ids, end] for text, ids in zip(found, encoded, strict=True)]
+    place = {label: row for row, label in enumerate(targets.labels)}
+    selection = select(tokens, [place[label] for label in plan], targets)
+    run.say(
+        f"kept {len(plan)} of {len(texts)} texts, closest together to the released token counts: total variation "
+        f"distance {selection.distance_kept:.3f}, {selection.distance_unselected:.3f} without the choice"
+    )
+    return selection
+
+
 def _silent(_: int) -> None:
     """Only rank 0 shows progress."""
 
@@ -104,15 +143,24 @@ def drop_bias(run: RunDirectory) -> None:
     (run.state / _BIAS).unlink(missing_ok=True)
 
 
-def facts(config: SampleConfig, matched: Matched | None) -> dict[str, Any] | None:
+def facts(config: SampleConfig, matched: Matched | None, selection: Selection | None) -> dict[str, Any] | None:
     """Return what manifest.json says of it."""
     if matched is None:
         return None
+    chosen = (
+        {}
+        if selection is None
+        else {
+            "candidates": config.token_matching_candidates,
+            "distance_unselected": round(selection.distance_unselected, 4),
+            "distance_kept": round(selection.distance_kept, 4),
+        }
+    )
     return {
         "rounds": config.token_matching_rounds,
         "records_a_round": config.token_matching_records,
         "distance_at_each_round": [round(distance, 4) for distance in matched.distances],
-    }
+    } | chosen
 
 
 def _keep(path: Path, found: Matched) -> None:

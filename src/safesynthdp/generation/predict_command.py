@@ -268,7 +268,7 @@ def _say_result(run: RunDirectory, ledger: "Ledger") -> None:
     facts = run.manifest
     counts = ", ".join(f"{count} {flaw}" for flaw, count in facts["counts"].items())
     ratio = facts["forward_tokens"] / max(facts["drawn_tokens"], 1)
-    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.2f} a second; {counts} (none dropped)")
+    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.2f} a second; {counts} (none left out)")
     run.say(
         f"{facts['forward_tokens']} tokens read for {facts['drawn_tokens']} drawn, {ratio:.1f} for one (prompts apart)"
     )

@@ -12,6 +12,7 @@ from safesynthdp.generation.output_config import ModelOutputConfig, refuse_priva
 from safesynthdp.privacy.output_pricing import OutputMechanism
 
 MOST_ROUNDS = 20
+MOST_CANDIDATES = 20
 LabelChoice = Literal["auto", "histogram", "uniform"]
 
 
@@ -28,7 +29,7 @@ class SampleConfig:
     run: str
     """Directory of a finished fine-tuning run."""
     num_records: int
-    """How many texts to write; nothing is filtered, so just as many come out."""
+    """How many texts to write; just as many come out."""
     output_dir: str
     """Where the text goes; the same command resumes it."""
     untuned: bool = False
@@ -48,6 +49,10 @@ class SampleConfig:
     epsilon. 0 = the model as it is. Not used with untuned or output."""
     token_matching_records: int = 800
     """Texts drawn in each round, over all labels, and thrown away."""
+    token_matching_candidates: int = 3
+    """Texts drawn for each one that is written, where token counts are matched: of every label those are kept that
+    together come closest to the released counts. It costs no epsilon, and drawing takes so many times as long.
+    1 = every text is written."""
     max_new_tokens: int | None = None
     """Longest text, end included; null = what the label's prompt leaves of the run's data.max_length. A text that
     reaches it is counted as truncated."""
@@ -90,9 +95,14 @@ class SampleConfig:
 
     def _refuse_other_counts(self) -> None:
         """Refuse whole numbers outside their range."""
-        for name, most in (("seed", 2**63 - 1), ("token_matching_rounds", MOST_ROUNDS)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ConfigError(f"{name}={getattr(self, name)}: give a whole number from 0 to {most}")
+        bounds = (
+            ("seed", 0, 2**63 - 1),
+            ("token_matching_rounds", 0, MOST_ROUNDS),
+            ("token_matching_candidates", 1, MOST_CANDIDATES),
+        )
+        for name, least, most in bounds:
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}={getattr(self, name)}: give a whole number from {least} to {most}")
 
     def _refuse_unbounded_output(self) -> None:
         """All texts and all their tokens are charged, so both are settled before the first one."""

@@ -66,7 +66,7 @@ class TokenTargets:
         """
         change_LV, far_L = np.zeros_like(self.sums_LV), np.zeros(len(self.labels))
         for row, expected_V in enumerate(expected_LV):
-            wanted_V = self._wanted(row, expected_V)
+            wanted_V = self.wanted(row, expected_V)
             if wanted_V is None:
                 continue
             now_V = expected_V * (wanted_V.sum() / expected_V.sum())
@@ -75,8 +75,13 @@ class TokenTargets:
             far_L[row] = 0.5 * np.abs(wanted_V - now_V).sum() / wanted_V.sum()
         return change_LV, far_L
 
-    def _wanted(self, row: int, expected_V: Floats) -> Floats | None:
-        """Return the sums that a label should have, [V]; None where nothing is known."""
+    def wanted(self, row: int, expected_V: Floats) -> Floats | None:
+        """Return the sums that a label should have, [V], in the scale of the table; None where nothing is known.
+
+        Args:
+            row: The label.
+            expected_V: What the model uses, for the tokens that were not released.
+        """
         sums_V = self.sums_LV[row]
         is_sure_V, mass = sums_V > 0, sums_V.sum()
         seen = expected_V[is_sure_V].sum()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from safesynthdp.reporting.audits import is_baseline, strongest_of_pools, verdict_text
-from safesynthdp.reporting.facts import Group
+from safesynthdp.reporting.facts import Group, Stage
 from safesynthdp.reporting.guarantee import SEEDED, Access, Claim, Guarantee
 from safesynthdp.reporting.layout import Fact
 from safesynthdp.reporting.wording import (
@@ -169,10 +169,21 @@ def _seed(_: Group, guarantee: Guarantee) -> str | None:
 def _filters(group: Group, _: Guarantee) -> str | None:
     if not any(not sample.is_untuned for sample in group.samples):
         return "none: no text was sampled"
-    settings = [sample.stage.config for sample in group.samples if not sample.is_untuned and sample.stage.config]
+    stages = [sample.stage for sample in group.samples if not sample.is_untuned and sample.stage.config]
+    return _lines(dict.fromkeys(f"{_choice(stage)}; decoding by public rules: {_decoding(stage)}" for stage in stages))
+
+
+def _choice(stage: Stage) -> str:
+    """Say which of the drawn texts were written."""
+    candidates = (stage.manifest.get("token_matching") or {}).get("candidates")
+    if candidates is None:
+        return "nothing is filtered out"
+    return f"of {candidates} texts drawn for each one written, those closest together to the released token counts"
+
+
+def _decoding(stage: Stage) -> str:
     shown = ("temperature", "top_k", "top_p", "max_new_tokens")
-    decoding = (value_text({key: config[key] for key in shown if key in config}) for config in settings)
-    return _lines(f"nothing is filtered out; decoding by public rules: {words}" for words in decoding)
+    return value_text({key: stage.config[key] for key in shown if key in stage.config})
 
 
 def _pretraining(group: Group, _: Guarantee) -> str | None:

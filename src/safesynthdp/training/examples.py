@@ -78,16 +78,21 @@ def encode(
     longest = max((len(ids) for ids in prompts.values()), default=0)
     if longest + 2 > max_length:
         raise ConfigError(f"data.max_length={max_length} leaves no room after a prompt of {longest} tokens; raise it")
+    end = token_id(tokenizer.eos_token_id)
+    return [
+        _example(prompts[label], ids, end=end, max_length=max_length)
+        for label, ids in zip(labels, text_ids(texts, tokenizer=tokenizer), strict=True)
+    ]
+
+
+def text_ids(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Return the tokens of each text, without any start or end."""
     if not texts:
         return []
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False
     )["input_ids"]
-    end = token_id(tokenizer.eos_token_id)
-    return [
-        _example(prompts[label], ids, end=end, max_length=max_length)
-        for label, ids in zip(labels, encoded, strict=True)
-    ]
+    return [list(ids) for ids in encoded]
 
 
 def prompt_ids(label: str, *, tokenizer: "PreTrainedTokenizerBase", template: PromptTemplate) -> tuple[int, ...]:

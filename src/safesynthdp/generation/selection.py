@@ -1,0 +1,122 @@
+"""Of more texts than are wanted, those that together use the tokens of their label as often as was released.
+
+Here: the choice. Elsewhere: what was released (token_matching.py), drawing the candidates (sampling.py).
+Reads released numbers and drawn texts only: post-processing. Source: kernel herding, Chen, Welling and Smola (2010),
+arXiv:1203.3472, on the token counts of a text, each token weighed by the variance that its sum has by chance. Shapes: N
+candidates of one label, C tokens that were released for it and one for all others, V vocabulary, L labels.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesynthdp.generation.token_matching import Floats, TokenTargets
+
+Counts = Any
+"""A scipy.sparse.csr_matrix, whose stubs know neither rows nor columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which candidates are kept, and what that changed."""
+
+    kept: tuple[int, ...]
+    """[n] their numbers: the i-th carries the i-th label of the plan."""
+    distance_unselected: float
+    """Mean total variation distance over the labels between the tokens of the first n candidates and the targets."""
+    distance_kept: float
+    """The same of the candidates that are kept."""
+
+
+def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenTargets) -> Selection:
+    """Keep, of each label, as many candidates as the plan has of it.
+
+    Args:
+        tokens: [k n] the tokens of each candidate as in training, the end of text included; candidate i has the label
+            of row i mod n of the plan.
+        plan: [n] label of each text that is wanted, a row of the targets.
+        targets: What was released.
+    """
+    wanted = len(plan)
+    label_N = np.tile(np.asarray(plan), len(tokens) // wanted)
+    counts_NV = _weighted_counts(tokens, vocab_size=targets.sums_LV.shape[1])
+    kept = np.arange(wanted)
+    for row in np.unique(label_N):
+        candidates = np.flatnonzero(label_N == row)
+        places = np.flatnonzero(label_N[:wanted] == row)
+        kept[places] = np.sort(candidates[_closest(counts_NV[candidates], targets, int(row), len(places))])
+    first, chosen = (_distance(counts_NV, label_N, which, targets) for which in (np.arange(wanted), kept))
+    return Selection(kept=tuple(kept.tolist()), distance_unselected=first, distance_kept=chosen)
+
+
+def herd(counts_NC: Counts, wanted_C: Floats, weight_C: Floats, *, num_kept: int) -> list[int]:
+    """Take candidates one by one, so that the sum of t of them is as close as can be to t times ``wanted_C``.
+
+    Args:
+        counts_NC: What each candidate adds.
+        wanted_C: What one text should add on average.
+        weight_C: Of a squared deviation.
+        num_kept: At most N.
+
+    Returns:
+        The candidates, in the order in which they were taken; of equals the first.
+    """
+    weighted_NC = counts_NC.multiply(weight_C).tocsc()
+    towards_N = weighted_NC @ wanted_C
+    own_N = np.asarray(counts_NC.multiply(weighted_NC).sum(axis=1)).ravel()
+    overlap_N = np.zeros(counts_NC.shape[0])  # with the sum of what was taken
+    taken = list[int]()
+    for number in range(1, num_kept + 1):
+        best = int((2 * (overlap_N - number * towards_N) + own_N).argmin())
+        taken.append(best)
+        own_N[best] = math.inf
+        for place in range(counts_NC.indptr[best], counts_NC.indptr[best + 1]):
+            column = counts_NC.indices[place]
+            span = slice(weighted_NC.indptr[column], weighted_NC.indptr[column + 1])
+            overlap_N[weighted_NC.indices[span]] += counts_NC.data[place] * weighted_NC.data[span]
+    return taken
+
+
+def _closest(counts_NV: Counts, targets: TokenTargets, row: int, num_kept: int) -> list[int]:
+    """Return the candidates of one label to keep; the first ones where nothing is known of it.
+
+    Tokens that were not released count as one, all together.
+    """
+    from scipy.sparse import csr_matrix, hstack
+
+    expected_V = np.asarray(counts_NV.sum(axis=0)).ravel()
+    wanted_V = targets.wanted(row, expected_V)
+    if wanted_V is None or num_kept == counts_NV.shape[0]:
+        return list(range(num_kept))
+    is_sure_V = targets.sums_LV[row] > 0
+    counts_NC = counts_NV[:, np.flatnonzero(is_sure_V)]
+    others_N = counts_NV.sum(axis=1) - counts_NC.sum(axis=1)
+    scale = expected_V.sum() / counts_NV.shape[0] / wanted_V.sum()  # of the table to one text
+    wanted_C = scale * np.append(wanted_V[is_sure_V], wanted_V[~is_sure_V].sum())
+    size = float(counts_NV.power(2).sum() / counts_NV.sum())  # what a token adds where it occurs
+    noise_C = num_kept * scale * targets.noise_std * np.append(np.ones(is_sure_V.sum()), math.sqrt(len(is_sure_V)))
+    chance_C = num_kept * wanted_C * size + size**2 + noise_C**2
+    return herd(csr_matrix(hstack([counts_NC, others_N])), wanted_C, 1 / chance_C, num_kept=num_kept)
+
+
+def _distance(counts_NV: Counts, label_N: NDArray[np.int64], which: NDArray[np.int64], targets: TokenTargets) -> float:
+    sums_LV = np.zeros_like(targets.sums_LV)
+    rows = np.unique(label_N)
+    for row in rows:
+        sums_LV[row] = np.asarray(counts_NV[which[label_N[which] == row]].sum(axis=0)).ravel()
+    return float(targets.towards(sums_LV)[1][rows].mean())
+
+
+def _weighted_counts(tokens: Sequence[Sequence[int]], *, vocab_size: int) -> Counts:
+    """Return the token counts of each text, scaled to norm 1 as those of a record are, [N, V]."""
+    from scipy.sparse import csr_matrix
+
+    found = [np.unique(np.asarray(row, dtype=np.int64), return_counts=True) for row in tokens]
+    ends = np.cumsum([0, *(len(which) for which, _ in found)])
+    values = [counts / math.sqrt(max(float(counts @ counts), 1.0)) for _, counts in found]
+    columns = [which for which, _ in found]
+    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(tokens), vocab_size))
