@@ -38,7 +38,12 @@ demo: setup
 # The evidence on two cores: grid, shadow pools, private prediction, one report. The same words go on after a stop.
 REPRODUCE ?= runs/vader_cpu
 reproduce: setup
-	$(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
+	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
+	$(BIN)/safesynthdp sample --config generate/recipes/more.yaml --run $(REPRODUCE)/eps8-seed0/run \
+		--output_dir $(REPRODUCE)/eps8-seed0/more/synthetic
+	$(BIN)/safesynthdp evaluate --config eval/recipes/more.yaml --real $(REPRODUCE)/eps8-seed0/run \
+		--synthetic $(REPRODUCE)/eps8-seed0/more/synthetic --holdout $(REPRODUCE)/eps8-seed0/run \
+		--output_dir $(REPRODUCE)/eps8-seed0/more/evaluation
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

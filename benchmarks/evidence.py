@@ -15,7 +15,16 @@ from typing import Any
 from safesynthdp.privacy.command import round_up
 
 MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM"}
-COLORS = {"DP-SGD and token counts": "#1b5e9b", "softmax": "#b5541c", "laplace": "#5b8c2a", "gaussian_probs": "#8e3a8e"}
+TRAINED = "DP-SGD and token counts"
+MORE = "DP-SGD and token counts, more texts, as many of each label"
+COLORS = {
+    TRAINED: "#1b5e9b",
+    MORE: "#2aa198",
+    "softmax": "#b5541c",
+    "laplace": "#5b8c2a",
+    "gaussian_l2": "#a08a1e",
+    "gaussian_probs": "#8e3a8e",
+}
 NO_GUARANTEE = 30.0
 """Where the figure puts what has no epsilon, beyond a broken axis."""
 Json = dict[str, Any]
@@ -40,16 +49,18 @@ def summary(grid: Path) -> Json:
     """Return everything that the folder says."""
     cells = [path.parent for path in sorted(grid.glob("*-seed*/run")) if _is_evaluated(path.parent)]
     first = _json(cells[0] / "run/manifest.json")
-    points = [_point(cell, "DP-SGD and token counts", cell / "run/ledger.json", "weights") for cell in cells]
+    points = [_point(cell, TRAINED, cell / "run/ledger.json", "weights") for cell in cells]
+    more = [cell / "more" for cell in cells if _is_evaluated(cell / "more")]
+    points += [_point(folder, MORE, folder / "synthetic/ledger.json", "synthetic_text") for folder in more]
     for folder in [path.parents[1] for path in sorted(grid.glob("*-eps*/evaluation/metrics.json"))]:
         if not (folder / "run").is_dir():
             name = folder.name.partition("-")[0]
             points.append(_point(folder, name, folder / "synthetic/ledger.json", "synthetic_text"))
     rows = _rows(cells[0])
-    references = {name: _accuracies(rows, name) for name in ("base_model", "real_matched", "real")}
+    references = {name: _accuracies(rows, name) for name in ("base_model", "real")}
     return {
         "date": first["created"][:10],
-        "commit": first["commit"],
+        "commits": sorted({_json(path)["commit"] for path in _manifests(grid)}),
         "hardware": first["hardware"],
         "versions": first["versions"],
         "num_train": first["data"]["num_records"],
@@ -113,17 +124,20 @@ def _audits(cell: Path) -> list[Json]:
 def _seconds(grid: Path) -> Json:
     """Return how long each stage took, and the models of each pool."""
     found = {}
-    for path in sorted(grid.rglob("manifest.json")):
-        stage = str(path.parent.relative_to(grid))
-        if {"shards", "work", "target"} & set(path.parent.relative_to(grid).parts):
-            continue  # inside a pool, whose models are counted together below
-        value = _json(path)
+    for path in _manifests(grid):
+        stage, value = str(path.parent.relative_to(grid)), _json(path)
         if value.get("finished"):
             found[stage] = (_time(value["finished"]) - _time(value["created"])).total_seconds()
     for pool in sorted(grid.glob("*/pool")):
         walls = [_json(path)["facts"]["walltime_s"] for path in pool.glob("shards/*/manifest.json")]
         found[f"{pool.relative_to(grid)}: {len(walls)} models"] = round(sum(walls), 1)
     return found
+
+
+def _manifests(grid: Path) -> list[Path]:
+    """Return those of the stages; a pool's models are inside of one."""
+    inside = {"shards", "work", "target"}
+    return [p for p in sorted(grid.rglob("manifest.json")) if not inside & set(p.parent.relative_to(grid).parts)]
 
 
 def table(found: Json) -> str:
@@ -133,15 +147,21 @@ def table(found: Json) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines = [_line(_what(p), _epsilon(p), p["accuracy"], p["c2st"]) for p in found["points"]]
-    direct = [_line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {})
-              for p in found["points"] if p["source"].startswith("DP-SGD") and p["epsilon"]]  # fmt: skip
-    names = {
-        "base_model": ("text of the untuned model", "0"),
-        "real_matched": ("as many real texts", "none"),
-        "real": ("all real texts", "none"),
-    }
-    ends = [_line(*names[n], found["references"][n], found["untuned_c2st"] if n == "base_model" else {}) for n in names]
-    return "\n".join([*head, *lines, *direct, *ends, "", *_facts(found), ""])
+    direct = [_line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {}) for p in _private(found)]
+    untuned = _line("text of the untuned model", "0", found["references"]["base_model"], found["untuned_c2st"])
+    real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in sorted(_matched(found).items())]
+    whole = _line(f"all {found['num_train']:,} real texts", "none", found["references"]["real"], {})
+    return "\n".join([*head, *lines, *direct, untuned, *real, whole, "", *_facts(found), ""])
+
+
+def _private(found: Json) -> list[Json]:
+    """Return the points of the grid that have an epsilon, one a training."""
+    return [p for p in found["points"] if p["source"] == TRAINED and p["epsilon"]]
+
+
+def _matched(found: Json) -> dict[int, Json]:
+    """Return what as many real texts reach, by their number."""
+    return {p["num_texts"]: p["real_matched"] for p in reversed(found["points"])}
 
 
 def _facts(found: Json) -> list[str]:
@@ -160,12 +180,12 @@ def _facts(found: Json) -> list[str]:
         f"{found['num_train']:,} records to train on; the last column is the AUC of a classifier that tells the text "
         "from real text by its words (0.5 = it cannot).",
         "",
-        *(f"- {_priced(p)}" for p in found["points"] if p["source"].startswith("DP-SGD") and p["epsilon"]),
+        *(f"- {_priced(p)}" for p in _private(found)),
         "",
         *([f"Audits by shadow models: {'; '.join(audits)}.", ""] if audits else []),
-        f"{found['date']}, commit {found['commit']}, {hardware['cpu_cores']} CPU cores, no GPU. Longest: "
+        f"{found['date']}, commits {', '.join(found['commits'])}; {hardware['cpu_cores']} CPU cores, no GPU. Longest: "
         f"{', '.join(f'{name} {seconds:.0f} s' for name, seconds in longest[:8])}; in all "
-        f"{sum(found['seconds'].values()) / 60:.0f} minutes.",
+        f"{sum(found['seconds'].values()) / 60:.0f} minutes of all jobs, two at a time.",
     ]
     return lines
 
@@ -224,12 +244,13 @@ def draw(found: Json, path: Path) -> None:
             spread = [[v - low for v, low, _ in y], [high - v for v, _, high in y]]
             label = f"{source} ({points[0]['num_texts']:,} texts)"
             axes.errorbar(x, [v for v, _, _ in y], yerr=spread, marker="o", color=color, label=label, capsize=3)
-        direct = [p for p in found["points"] if p["epsilon"] and model in p["dp_direct"]]
-        direct = [p for p in direct if p["source"].startswith("DP-SGD")]
+        direct = [p for p in _private(found) if model in p["dp_direct"]]
         axes.plot([p["epsilon"] for p in direct], [p["dp_direct"][model][0] for p in direct], "^", mfc="white",
                   mec="#444444", label="trained on the records with DP")  # fmt: skip
-        for name, words in (("real", "all real"), ("real_matched", "real, equal number"), ("base_model", "untuned")):
-            value = found["references"][name][model][0]
+        levels = {"all real": found["references"]["real"], "untuned": found["references"]["base_model"]}
+        levels |= {f"{count:,} real": accuracy for count, accuracy in _matched(found).items()}
+        for words, accuracy in levels.items():
+            value = accuracy[model][0]
             axes.axhline(value, color="#777777", linewidth=1, linestyle=(0, (5, 3)))
             axes.annotate(f"{words} {value:.3f}", (0.55, value), xytext=(0, 3), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
