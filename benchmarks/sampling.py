@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt_tokens", type=int, default=48)
     parser.add_argument("--skip_difference", action="store_true", help="leave out the arms with a public model in (a)")
+    parser.add_argument("--only", choices=["one", "shards"], help="measure table (a) alone, or (b)")
     arguments = parser.parse_args()
     bench = Bench(arguments)
-    one = measure(bench.one_model_arms(), arguments.repeats)
-    many = measure(bench.shard_arms(), arguments.repeats)
+    one = {} if arguments.only == "shards" else measure(bench.one_model_arms(), arguments.repeats)
+    many = {} if arguments.only == "one" else measure(bench.shard_arms(), arguments.repeats)
     write(arguments, bench, one, many)
 
 
@@ -246,24 +247,33 @@ def write(arguments: argparse.Namespace, bench: Bench, one: Any, many: Any) -> N
         "no text ends early.",
         f"Hardware {hardware()}, commit {commit()}. {arguments.repeats} interleaved repeats after a warm-up.",
         "",
-        f"## (a) One model, {arguments.rows} texts at once, against `model.generate`",
-        "",
-        "recentre: no public model, the whole vocabulary. difference: a public model beside it (here a second pass",
-        "through the same weights), 100 candidates.",
-        "",
-        *table(one, texts=arguments.rows, floor="model.generate"),
-        "",
-        f"## (b) {arguments.shards} groups and a public row a text, {arguments.texts} texts at once, against "
-        f"{arguments.shards + 1} plain sequences in a batch",
-        "",
-        *table(many, texts=arguments.texts, floor="S + 1 plain sequences"),
-        "",
+    ]
+    if one:
+        lines += [
+            f"## (a) One model, {arguments.rows} texts at once, against `model.generate`",
+            "",
+            "recentre: no public model, the whole vocabulary. difference: a public model beside it (here a second pass",
+            "through the same weights), 100 candidates.",
+            "",
+            *table(one, texts=arguments.rows, floor="model.generate"),
+            "",
+        ]
+    if many:
+        lines += [
+            f"## (b) {arguments.shards} groups and a public row a text, {arguments.texts} texts at once, against "
+            f"{arguments.shards + 1} plain sequences in a batch",
+            "",
+            *table(many, texts=arguments.texts, floor="S + 1 plain sequences"),
+            "",
+        ]
+    lines += [
         "Not measured: several devices, other lengths, memory.",
         "",
     ]
     RESULTS.mkdir(exist_ok=True)
     kind = "gpu" if torch.cuda.is_available() else "cpu"
-    path = RESULTS / f"{date}-sampling-{arguments.model}-{kind}.md"
+    part = "" if arguments.only is None else f"-{arguments.only}"
+    path = RESULTS / f"{date}-sampling-{arguments.model}-{kind}{part}.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     sys.stdout.write("\n".join([*lines, f"written to {path}", ""]))
 
