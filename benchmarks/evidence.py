@@ -41,6 +41,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table(found), encoding="utf-8")
+    (folder / "profile.md").write_text(profile(found), encoding="utf-8")
     draw(found, folder / "utility.svg")
     print(folder)
 
@@ -222,6 +223,38 @@ def _text(interval: list[float] | None) -> str:
         return ""
     value, low, high = interval
     return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def profile(found: Json) -> str:
+    """Return where the time went, in Markdown."""
+    jobs: dict[str, list[float]] = {}
+    for name, seconds in found["seconds"].items():
+        jobs.setdefault(_stage(name), []).append(seconds)
+    whole = sum(sum(seconds) for seconds in jobs.values())
+    shown = sorted(jobs.items(), key=lambda pair: -sum(pair[1]))
+    lines = [
+        f"| {name} | {len(s)} | {sum(s):.0f} | {sum(s) / len(s):.0f} | {sum(s) / whole:.0%} |" for name, s in shown
+    ]
+    runs = {name.split("/")[0]: s for name, s in found["seconds"].items() if name.endswith("/run")}
+    plain = next((s for name, s in runs.items() if name.startswith("no_privacy")), None)
+    ratios = [f"{name} {s / plain:.2f}" for name, s in runs.items() if plain and not name.startswith("no_privacy")]
+    return "\n".join([
+        f"# Where the time goes, {found['date']}, {found['hardware']['cpu_cores']} CPU cores", "",
+        "Seconds of the clock, two jobs of one thread at a time where the recipe says so; a pool is its models.", "",
+        "| stage | jobs | seconds | seconds a job | share |", "|---|---|---|---|---|", *lines, "",
+        f"Training with noise and clip against the same steps without: {', '.join(ratios) or 'not measured'} times as "
+        "long. Only this and the audit are the price of the certificate; a step alone, against an ordinary one, is in "
+        "benchmarks/results (step-ratio).", "",
+    ])  # fmt: skip
+
+
+def _stage(name: str) -> str:
+    if "pool" in name:
+        return "shadow models" if "models" in name else "pool: plan and score"
+    kind = name.rsplit("/", 1)[-1]
+    if kind == "synthetic" and "-seed" not in name:
+        return "predict"
+    return {"run": "train", "synthetic": "sample", "untuned": "sample", "evaluation": "evaluate"}.get(kind, kind)
 
 
 def draw(found: Json, path: Path) -> None:

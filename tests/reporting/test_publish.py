@@ -57,6 +57,20 @@ def test_what_was_dropped_is_listed(public: Drawn) -> None:
     assert "Left out of this edition" in public.page
 
 
+@pytest.mark.parametrize("edition", [[], ["--public"]], ids=["internal", "public"])
+def test_every_edition_says_that_texts_were_chosen_among_more(
+    runs: Runs, tmp_path: Path, edit: Edit, edition: list[str]
+) -> None:
+    matching = {"rounds": 5, "records_a_round": 800, "candidates": 3, "distance_at_each_round": [0.27182]}
+    edit(runs.sample / "manifest.json", lambda manifest: manifest.update(token_matching=matching))
+    assert run_main(main, [str(runs.folder), "--output_dir", str(tmp_path / "out"), *edition]) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    twin = (tmp_path / "out/report.json").read_text(encoding="utf-8")
+    assert "of 3 texts drawn for each one written" in page
+    assert "nothing is filtered out" not in page
+    assert "0.27182" not in page + twin, "how far off the counts were may be a function of exact ones"
+
+
 def test_what_the_ledger_covers_stays(public: Drawn) -> None:
     for words in ("epsilon 4.4800", "a plain synthetic text number", "share of empty texts", "noise_multiplier 1.0"):
         assert words in public.page

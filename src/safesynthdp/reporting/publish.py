@@ -24,6 +24,7 @@ REFUSED = "a ledger of this run does not stand being computed again; the interna
 _PUBLIC_DATA = ("label_set", "label_set_is_public")
 _PUBLIC_EVALUATION = ("seeds", "downstream", "level", "holdout_is_public")
 _PUBLIC_SAMPLE = ("untuned", "labels", "temperature", "top_k", "top_p", "max_new_tokens", "dtype", "seed")
+_PUBLIC_MATCHING = ("rounds", "records_a_round", "candidates")
 _PUBLIC_SECTIONS = ("model", "lora", "privacy", "train", "hardware")
 _PUBLIC_DATA_CONFIG = ("builtin", "dataset_name", "dataset_config", "dataset_split", "prompt_template",
                        "label_descriptions", "max_length", "labels", "holdout_percent")  # fmt: skip
@@ -156,6 +157,9 @@ def _stage(stage: Stage) -> Stage:
     manifest = {key: value for key, value in stage.manifest.items() if key in _PUBLIC_MANIFEST}
     if stage.kind != "sample":  # a sample's counts are about the text alone
         manifest = {key: value for key, value in manifest.items() if key not in ("counts", "num_records")}
+    matching = stage.manifest.get("token_matching")
+    if isinstance(matching, Mapping):  # how far off it was is a function of exact counts where a run has no guarantee
+        manifest["token_matching"] = {key: matching[key] for key in _PUBLIC_MATCHING if key in matching}
     data = manifest.get("data")
     if isinstance(data, Mapping):
         is_public = data.get("label_set_is_public") is True
