@@ -242,6 +242,33 @@ def test_adapters_are_merged_before_decoding(load: Callable[[Any], LoadedModel],
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
+@pytest.mark.parametrize("asked", ["sdpa", "eager"])
+def test_the_attention_asked_for_is_decoded_with_and_gives_the_same_logits(
+    load: Callable[[Any], LoadedModel], fresh_model: Any, asked: str
+) -> None:
+    from safesynthdp.generation.sampling import ready_model
+
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        expected = fresh_model(input_ids=tokens).logits.clone()
+        ready: Any = ready_model(load(fresh_model), dtype=None, attn_implementation=asked)
+        assert ready.config._attn_implementation == asked
+        found = ready(input_ids=tokens).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)  # eager takes its softmax in float32
+
+
+def test_an_attention_that_the_model_does_not_take_is_refused(
+    load: Callable[[Any], LoadedModel], fresh_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safesynthdp.errors import ConfigError
+    from safesynthdp.generation.sampling import ready_model
+
+    other = "sdpa" if fresh_model.config._attn_implementation == "eager" else "eager"
+    monkeypatch.setattr(type(fresh_model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ConfigError, match=f"attn_implementation={other}"):
+        ready_model(load(fresh_model), dtype=None, attn_implementation=other)
+
+
 def test_help_answers_without_torch() -> None:
     import subprocess
 

@@ -101,7 +101,7 @@ def _draw(
 
     with ranks.together(), ranks.first():
         loaded = load_run_model(source, untuned=config.untuned)
-        model = ready_model(loaded, dtype=config.dtype)
+        model = ready_model(loaded, dtype=config.dtype, attn_implementation=config.attn_implementation)
     plan = plan_labels(shares, config.num_records, seed=config.seed)
     targets = targets_of(config, source, loaded)
     refuse_unpaid_tokens(ledger, targets)

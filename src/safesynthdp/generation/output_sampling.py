@@ -60,7 +60,11 @@ class NoisySampler:
             recentre=config.output.is_recentred,
             decoding=decoding,
         )
-        model = None if public is None else ready_model(public, dtype=config.dtype)
+        model = (
+            None
+            if public is None
+            else ready_model(public, dtype=config.dtype, attn_implementation=config.attn_implementation)
+        )
         return cls(rule=rule, key=output_key(run, unsafe_seed=config.unsafe_seed), public=model)
 
     def __call__(

@@ -5,6 +5,7 @@ Here: the plan of rows and the loop over waves. Elsewhere: labels (labels.py), o
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
@@ -47,12 +48,23 @@ def plan_rows(loaded: LoadedModel, labels: Sequence[str], *, max_new_tokens: int
     ]
 
 
-def ready_model(loaded: LoadedModel, *, dtype: str | None) -> torch.nn.Module:
-    """Return the model to decode with: adapters merged into the base, in the precision asked for."""
-    model = loaded.model
+def ready_model(loaded: LoadedModel, *, dtype: str | None, attn_implementation: str | None = None) -> torch.nn.Module:
+    """Return the model to decode with: adapters merged into the base, in the precision and attention asked for.
+
+    Raises:
+        ConfigError: If the model has no such attention.
+    """
+    model: Any = loaded.model
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # type: ignore[operator]  # a peft model
-    return (model if dtype is None else model.to(getattr(torch, dtype))).eval()
+        model = model.merge_and_unload()
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)  # a model that has no choice only warns
+        if model.config._attn_implementation != attn_implementation:
+            raise ConfigError(
+                f"attn_implementation={attn_implementation}: {type(model).__name__} has no choice; use null"
+            )
+    ready: torch.nn.Module = model if dtype is None else model.to(getattr(torch, dtype))
+    return ready.eval()
 
 
 def sample_texts(
