@@ -39,11 +39,13 @@ demo: setup
 REPRODUCE ?= runs/vader_cpu
 reproduce: setup
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
-	$(BIN)/safesynthdp sample --config generate/recipes/more.yaml --run $(REPRODUCE)/eps8-seed0/run \
-		--output_dir $(REPRODUCE)/eps8-seed0/more/synthetic
-	$(BIN)/safesynthdp evaluate --config eval/recipes/more.yaml --real $(REPRODUCE)/eps8-seed0/run \
-		--synthetic $(REPRODUCE)/eps8-seed0/more/synthetic --holdout $(REPRODUCE)/eps8-seed0/run \
-		--output_dir $(REPRODUCE)/eps8-seed0/more/evaluation
+	for cell in eps1-seed0 eps8-seed0; do \
+		$(BIN)/safesynthdp sample --config generate/recipes/more.yaml --run $(REPRODUCE)/$$cell/run \
+			--output_dir $(REPRODUCE)/$$cell/more/synthetic && \
+		$(BIN)/safesynthdp evaluate --config eval/recipes/more.yaml --real $(REPRODUCE)/$$cell/run \
+			--synthetic $(REPRODUCE)/$$cell/more/synthetic --holdout $(REPRODUCE)/$$cell/run \
+			--output_dir $(REPRODUCE)/$$cell/more/evaluation || exit; \
+	done
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

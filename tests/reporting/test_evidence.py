@@ -23,7 +23,7 @@ from safesynthdp.reporting.pipeline_engine import Outcome
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow
-MECHANISMS = ("softmax", "laplace", "gaussian_probs")
+MECHANISMS = ("softmax", "laplace", "gaussian_l2", "gaussian_probs")
 
 
 def dry_run(recipe: str, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
