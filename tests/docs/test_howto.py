@@ -23,6 +23,7 @@ ELSEWHERE = {
     "slurm.md": "tests/slurm/test_slurm.py runs its script on a SLURM of one node",
     "shadow_pool.md": "tests/slurm runs its array",
     "evaluate.md": "tests/evaluation/test_command.py runs its command on files like these",
+    "tuning.md": "scripts of benchmarks/; it has no commands in a block",
     "auditing.md": "tests/attacks; it has no commands in a block",
     "opacus.md": "tests/training/test_opacus_plugin.py; it has no commands",
     "architectures.md": "a table; it has no commands",
