@@ -1,6 +1,7 @@
 """Pools and private prediction in a grid: their calls, what is skipped, what a killed or failed one leaves."""
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from safesynthdp.config import parse
 from safesynthdp.errors import SafeSynthError
 from safesynthdp.reporting import pipeline_engine
 from safesynthdp.reporting.pipeline_calls import Job
+from safesynthdp.reporting.pipeline_check import _quoted
 from safesynthdp.reporting.pipeline_command import main, run_pipeline
 from safesynthdp.reporting.pipeline_config import PipelineConfig
 from safesynthdp.reporting.pipeline_engine import Outcome
@@ -208,3 +210,13 @@ def test_a_wrong_stage_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["plain", "two words", "user\nWrite a {label}'s\n", "a\\nb", "a\\b\n", "\ttab\nend", '$HOME `x` "q"', ""]
+)
+def test_a_printed_call_is_one_line_that_a_shell_reads_back_as_it_was(word: str) -> None:
+    shown = _quoted(word)
+    assert "\n" not in shown
+    said = subprocess.run(["bash", "-c", f"printf %s {shown}x"], capture_output=True, text=True, check=True).stdout
+    assert said == f"{word}x"

@@ -25,7 +25,14 @@ def check_jobs(jobs: Sequence[Job]) -> list[str]:
             _check(job)
         except UserError as error:
             raise type(error)(f"{job.key}: {error}") from error
-    return [f"{job.key}: {shlex.join(['safesynthdp', *job.words])}".replace("\n", "\\n") for job in jobs]
+    return [f"{job.key}: {' '.join(_quoted(word) for word in ('safesynthdp', *job.words))}" for job in jobs]
+
+
+def _quoted(word: str) -> str:
+    """Return a word as bash reads it back, on one line: a prompt template holds line breaks."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
 
 
 def of_each_kind(jobs: Sequence[Job]) -> list[Job]:
