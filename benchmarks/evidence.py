@@ -14,6 +14,8 @@ from typing import Any
 
 from evidence_page import MORE, TRAINED, draw, profile, table
 
+ATTACKS = ("lira", "ngram2_domias")
+"""The primary attack of the recipe on the model, and one on the text."""
 Json = dict[str, Any]
 
 
@@ -28,6 +30,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(table(found), encoding="utf-8")
+    (folder / "short.md").write_text(table(found, is_short=True), encoding="utf-8")
     (folder / "profile.md").write_text(profile(found), encoding="utf-8")
     draw(found, folder / "utility.svg")
     print(folder)
@@ -100,14 +103,16 @@ def _c2st(rows: list[Json], train_on: str) -> Json:
 
 
 def _audits(cell: Path) -> list[Json]:
-    """Return the rows of a pool that have a verdict: one a channel if the plan names a primary attack."""
+    """Return what a pool found on its dedicated target and on all targets together, by one attack a channel."""
     path = cell / "pool/audit.json"
     if not path.is_file():
         return []
     keys = ("channel", "attack", "target_id", "num_targets", "auc", "auc_interval", "epsilon_lower_bound",
             "epsilon_attainable", "epsilon_claimed", "num_members", "num_nonmembers", "p_value", "verdict",
             "notes")  # fmt: skip
-    return [{"name": cell.name, **{k: row[k] for k in keys}} for row in _json(path)["rows"] if row["verdict"]]
+    rows = _json(path)["rows"]
+    shown = [r for r in rows if r["attack"] in ATTACKS and r["target_id"] in ("target", "pooled")]
+    return [{"name": cell.name, **{k: row[k] for k in keys}} for row in shown]
 
 
 def _seconds(grid: Path) -> Json:

@@ -7,7 +7,7 @@ from safesynthdp.privacy.command import round_up
 
 MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM"}
 TRAINED = "DP-SGD and token counts"
-MORE = "DP-SGD and token counts, more texts, as many of each label"
+MORE = "DP-SGD and token counts, as many of each label"
 COLORS = {
     TRAINED: "#1b5e9b",
     MORE: "#2aa198",
@@ -21,18 +21,19 @@ NO_GUARANTEE = 30.0
 Json = dict[str, Any]
 
 
-def table(found: Json) -> str:
-    """Return the table and its facts in Markdown."""
+def table(found: Json, *, is_short: bool = False) -> str:
+    """Return the table and its facts in Markdown; the short one is that of README.md."""
+    shown = [p for p in found["points"] if p["source"] in (TRAINED, MORE) or not is_short]
     head = [
         "| classifiers trained on | epsilon | logistic regression | naive Bayes | linear SVM | told from real (AUC) |",
         "|---|---|---|---|---|---|",
     ]
-    lines = [_line(_what(p), _epsilon(p), p["accuracy"], p["c2st"]) for p in found["points"]]
+    lines = [_line(_what(p), _epsilon(p), p["accuracy"], p["c2st"]) for p in shown]
     direct = [_line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {}) for p in _private(found)]
     untuned = _line("text of the untuned model", "0", found["references"]["base_model"], found["untuned_c2st"])
-    real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in sorted(_matched(found).items())]
+    real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in sorted(_matched(shown).items())]
     whole = _line(f"all {found['num_train']:,} real texts", "none", found["references"]["real"], {})
-    return "\n".join([*head, *lines, *direct, untuned, *real, whole, "", *_facts(found), ""])
+    return "\n".join([*head, *lines, *direct, untuned, *real, whole, "", *_facts(found, is_short), ""])
 
 
 def _private(found: Json) -> list[Json]:
@@ -40,13 +41,14 @@ def _private(found: Json) -> list[Json]:
     return [p for p in found["points"] if p["source"] == TRAINED and p["epsilon"]]
 
 
-def _matched(found: Json) -> dict[int, Json]:
+def _matched(points: list[Json]) -> dict[int, Json]:
     """Return what as many real texts reach, by their number."""
-    return {p["num_texts"]: p["real_matched"] for p in reversed(found["points"])}
+    return {p["num_texts"]: p["real_matched"] for p in reversed(points)}
 
 
-def _facts(found: Json) -> list[str]:
+def _facts(found: Json, is_short: bool) -> list[str]:
     hardware = found["hardware"]
+    audits = [a for a in found["audits"] if a["target_id"] == "pooled" or not is_short]
     longest = sorted(found["seconds"].items(), key=lambda pair: -pair[1])
     lines = [
         f"Accuracy on {found['num_test']:,} held-out real texts of four domains, 95 % interval (half of them were also "
@@ -56,9 +58,9 @@ def _facts(found: Json) -> list[str]:
         "",
         *(f"- {_priced(p)}" for p in _private(found)),
         "",
-        *_audited(found["audits"]),
+        *_audited(audits),
         f"{found['date']}, commits {', '.join(found['commits'])}; {hardware['cpu_cores']} CPU cores, no GPU. Longest: "
-        f"{', '.join(f'{name} {seconds:.0f} s' for name, seconds in longest[:8])}; in all "
+        f"{', '.join(f'{name} {seconds:.0f} s' for name, seconds in longest[:4])}; in all "
         f"{sum(found['seconds'].values()) / 60:.0f} minutes of all jobs, two at a time.",
     ]
     return lines
@@ -75,6 +77,7 @@ def _audited(audits: list[Json]) -> list[str]:
     lines = []
     for a in audits:
         kind = next((n.removeprefix("records: ") for n in a["notes"] if n.startswith("records: ")), "")
+        kind = kind if kind == "natural" else f"canaries ({kind})"
         targets = "one target" if a["target_id"] == "target" else f"{a['num_targets']} targets in turn"
         claimed = "none" if a["epsilon_claimed"] is None else round_up(a["epsilon_claimed"])
         low, high = a["auc_interval"]
@@ -85,7 +88,10 @@ def _audited(audits: list[Json]) -> list[str]:
             f"{a['auc']:.3f} [{low:.3f}, {high:.3f}]",
             f"{a['epsilon_lower_bound']:.2f}",
             f"{a['epsilon_attainable']:.2f}",
-            a["verdict"].replace("_", " "),
+            (
+                a["verdict"]
+                or ("nothing is claimed" if a["epsilon_claimed"] is None else "none: no leakage is tested, not epsilon")
+            ).replace("_", " "),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return [*head, *lines, ""]
@@ -140,7 +146,8 @@ def profile(found: Json) -> str:
     ratios = [f"{name} {s / plain:.2f}" for name, s in runs.items() if plain and not name.startswith("no_privacy")]
     return "\n".join([
         f"# Where the time goes, {found['date']}, {found['hardware']['cpu_cores']} CPU cores", "",
-        "Seconds of the clock, two jobs of one thread at a time where the recipe says so; a pool is its models.", "",
+        "Seconds of the clock, two jobs of one thread at a time where the recipe says so; a pool is its models. A job "
+        "that was stopped and went on counts the pause (gaussian_l2 here).", "",
         "| stage | jobs | seconds | seconds a job | share |", "|---|---|---|---|---|", *lines, "",
         f"Training with noise and clip against the same steps without: {', '.join(ratios) or 'not measured'} times as "
         "long. Only this and the audit are the price of the certificate; a step alone, against an ordinary one, is in "
@@ -165,7 +172,7 @@ def draw(found: Json, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "evidence"
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for axes, model in zip(panels, ("lr", "nb"), strict=True):
         for source, color in COLORS.items():
             points = [p for p in found["points"] if p["source"] == source and model in p["accuracy"]]
@@ -181,7 +188,7 @@ def draw(found: Json, path: Path) -> None:
         axes.plot([p["epsilon"] for p in direct], [p["dp_direct"][model][0] for p in direct], "^", mfc="white",
                   mec="#444444", label="trained on the records with DP")  # fmt: skip
         levels = {"all real": found["references"]["real"], "untuned": found["references"]["base_model"]}
-        levels |= {f"{count:,} real": accuracy for count, accuracy in _matched(found).items()}
+        levels |= {f"{count:,} real": accuracy for count, accuracy in _matched(found["points"]).items()}
         for words, accuracy in levels.items():
             value = accuracy[model][0]
             axes.axhline(value, color="#777777", linewidth=1, linestyle=(0, (5, 3)))
@@ -193,6 +200,7 @@ def draw(found: Json, path: Path) -> None:
         axes.set_xlabel("epsilon per record")
         axes.set_title(MODELS[model], fontsize=10)
     panels[0].set_ylabel(f"accuracy on {found['num_test']:,} real texts")
-    panels[0].legend(fontsize=7.5, loc="lower right")
-    figure.tight_layout()
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, loc="lower center", ncol=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None})

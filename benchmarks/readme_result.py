@@ -11,14 +11,15 @@ BEGIN, END = "<!-- result: written by benchmarks/readme_result.py -->", "<!-- en
 
 
 def main() -> None:
-    """Read ``table.md``, which benchmarks/evidence.py wrote, and rewrite the part of README.md."""
+    """Read ``short.md``, which benchmarks/evidence.py wrote, and rewrite the part of README.md."""
     folder = Path(sys.argv[1]).resolve().relative_to(ROOT)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    table = (ROOT / folder / "table.md").read_text(encoding="utf-8").strip()
+    table = (ROOT / folder / "short.md").read_text(encoding="utf-8").strip()
     figure = f"![accuracy against epsilon]({folder}/utility.svg)"
-    readme.write_text(f"{before}{BEGIN}\n{table}\n\n{figure}\n{END}{after}", encoding="utf-8")
+    rest = f"Private prediction and every audit: [the whole table]({folder}/table.md)."
+    readme.write_text(f"{before}{BEGIN}\n{table}\n\n{figure}\n\n{rest}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

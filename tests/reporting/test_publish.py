@@ -71,6 +71,18 @@ def test_every_edition_says_that_texts_were_chosen_among_more(
     assert "0.27182" not in page + twin, "how far off the counts were may be a function of exact ones"
 
 
+def test_what_was_left_out_is_never_called_not_done(make_runs: Callable[[Path], Runs], tmp_path: Path) -> None:
+    first, second = (make_runs(tmp_path / name) for name in ("first", "second"))
+    words = [str(first.folder), str(second.folder), "--output_dir", str(tmp_path / "out"), "--public"]
+    assert run_main(main, words) == 0
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    listed = page[page.index("The runs of this page") : page.index("Utility against epsilon")]
+    assert "left out of the public edition" in listed
+    assert "audits are left out of the public edition" in page
+    assert "not audited" not in page.lower()
+    assert "not done" not in listed
+
+
 def test_what_the_ledger_covers_stays(public: Drawn) -> None:
     for words in ("epsilon 4.4800", "a plain synthetic text number", "share of empty texts", "noise_multiplier 1.0"):
         assert words in public.page

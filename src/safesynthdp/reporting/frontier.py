@@ -6,13 +6,21 @@ Here: the numbers. Elsewhere: the drawing (frontier_figure.py), what an audit ma
 from collections.abc import Sequence
 
 from safesynthdp.reporting.audits import audited_text, bounded, is_refuted, strongest, verdict_text, why_not_comparable
-from safesynthdp.reporting.facts import AuditRow, Evaluation, Group, Metric, predicted
+from safesynthdp.reporting.facts import AuditRow, Group, Metric, predicted
 from safesynthdp.reporting.figures import Drawing
 from safesynthdp.reporting.frontier_figure import Line, draw_frontier
 from safesynthdp.reporting.guarantee import Guarantee
 from safesynthdp.reporting.layout import Row, Table, table
 from safesynthdp.reporting.tables import CLASSIFIERS, any_model, headline_model
-from safesynthdp.reporting.wording import NOT_STATED, epsilon_text, interval_text, number_text, rate_text, value_text
+from safesynthdp.reporting.wording import (
+    LEFT_OUT,
+    NOT_STATED,
+    epsilon_text,
+    interval_text,
+    number_text,
+    rate_text,
+    value_text,
+)
 
 Parts = Sequence[tuple[Group, Guarantee]]
 LEVELS = {
@@ -47,14 +55,15 @@ def frontier_drawing(parts: Parts, *, identity: str) -> Drawing | None:
     )
 
 
-def frontier_notes(parts: Parts) -> tuple[str, ...]:
+def frontier_notes(parts: Parts, *, is_public: bool = False) -> tuple[str, ...]:
     """Return what the figure cannot compare, and what it does not show."""
     notes = list[str]()
     for number, (group, guarantee) in enumerate(parts, start=1):
         name = f"Run {number}: " if len(parts) > 1 else ""
         rows = bounded(group)
         if not rows:
-            notes.append(f"{name}{NOT_AUDITED}." if name else f"{NOT_AUDITED[0].upper()}{NOT_AUDITED[1:]}.")
+            words = f"audits are {LEFT_OUT}" if is_public and group.attacks else NOT_AUDITED
+            notes.append(f"{name}{words}." if name else f"{words[0].upper()}{words[1:]}.")
         for row in rows:
             if (reason := why_not_comparable(row, guarantee)) is not None:
                 what = row.title if row.pool is None else f"a shadow pool, channel {row.channel},"
@@ -62,11 +71,11 @@ def frontier_notes(parts: Parts) -> tuple[str, ...]:
     return (*dict.fromkeys(notes), *_differences(parts))
 
 
-def runs_table(parts: Parts, names: Sequence[str]) -> Table:
+def runs_table(parts: Parts, names: Sequence[str], *, is_public: bool = False) -> Table:
     """Return one line a run: claimed, utility, audited."""
     model = _model(parts)
     rows = [
-        _run_row(number, name, group, guarantee, model=model)
+        _run_row(number, name, group, guarantee, model=model, is_public=is_public)
         for number, (name, (group, guarantee)) in enumerate(zip(names, parts, strict=True), start=1)
     ]
     titles = ("run", "epsilon claimed", "delta", "accuracy", "audited epsilon", "verdict of the audit")
@@ -174,16 +183,18 @@ def _differences(parts: Parts) -> list[str]:
     ]
 
 
-def _run_row(number: int, name: str, group: Group, guarantee: Guarantee, *, model: str | None) -> Row:
+def _run_row(number: int, name: str, group: Group, guarantee: Guarantee, *, model: str | None, is_public: bool) -> Row:
     utility, row = _utility(group, model), strongest(bounded(group), guarantee)
+    no_utility = LEFT_OUT if is_public and _is_evaluated(group) else "not done"
+    no_audit = LEFT_OUT if is_public and group.attacks else "not audited"
     refuted = row is not None and is_refuted(row, guarantee)
     cells = (
         f"{number}. {name}",
         epsilon_text(guarantee.epsilon),
         "none" if guarantee.delta is None else value_text(guarantee.delta),
-        "not done" if utility is None else f"{rate_text(utility.value)} {interval_text(utility.low, utility.high)}",
-        "not audited" if row is None else audited_text(row).split(";")[0],
-        "not audited" if row is None else verdict_text(row, guarantee),
+        no_utility if utility is None else f"{rate_text(utility.value)} {interval_text(utility.low, utility.high)}",
+        no_audit if row is None else audited_text(row).split(";")[0],
+        no_audit if row is None else verdict_text(row, guarantee),
     )
     return Row(cells=cells, tone="bad" if refuted or guarantee.problems else "")
 
@@ -197,10 +208,13 @@ def _spoken(line: Line) -> str:
     return f"run {line.number}{channel}: accuracy {rate_text(line.utility)}, {claimed}, {audit}{reach}{refuted}"
 
 
+def _is_evaluated(group: Group) -> bool:
+    return any(evaluation.metrics is not None for evaluation in group.evaluations)
+
+
 def missing_text(parts: Parts, *, is_public: bool) -> str:
     """Return why there is no figure."""
-    has_evaluation = any(isinstance(e, Evaluation) and e.metrics is not None for g, _ in parts for e in g.evaluations)
-    if is_public and has_evaluation:
+    if is_public and any(_is_evaluated(group) for group, _ in parts):
         return (
             "Left out of the public edition: utility is measured on held-out records, and the evaluation was not run "
             "with --holdout_is_public."

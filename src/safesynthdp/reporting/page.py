@@ -48,13 +48,16 @@ def _overview(parts: Parts, names: Sequence[str], *, is_public: bool) -> Article
     together = together_text(parts)
     drawing = frontier_drawing(parts, identity="overview-frontier")
     listed = Section(
-        slug="runs", title="Runs", tables=(runs_table(parts, names),), notes=(together,) if together else ()
+        slug="runs",
+        title="Runs",
+        tables=(runs_table(parts, names, is_public=is_public),),
+        notes=(together,) if together else (),
     )
     picture = Section(
         slug="frontier",
         title="Utility against epsilon",
         drawings=() if drawing is None else (drawing,),
-        notes=frontier_notes(parts),
+        notes=frontier_notes(parts, is_public=is_public),
         missing="" if drawing else missing_text(parts, is_public=is_public),
     )
     links = tuple((f"run{number}", f"{number}. {name}") for number, name in enumerate(names, start=1))

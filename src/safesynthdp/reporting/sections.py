@@ -36,7 +36,7 @@ def frontier(group: Group, guarantee: Guarantee, slug: str, *, is_public: bool) 
         slug="frontier",
         title="Utility against epsilon",
         drawings=_present(drawing),
-        notes=frontier_notes(parts),
+        notes=frontier_notes(parts, is_public=is_public),
         missing="" if drawing else missing_text(parts, is_public=is_public),
     )
 

@@ -12,6 +12,7 @@ from safesynthdp.reporting.ledger_tables import release_table
 from safesynthdp.reporting.statement import ARTIFACTS
 from safesynthdp.reporting.tables import CLASSIFIERS, MEMORISATION, any_model, headline_model
 from safesynthdp.reporting.wording import (
+    LEFT_OUT,
     NO_GUARANTEE,
     NOT_STATED,
     epsilon_text,
@@ -25,7 +26,6 @@ UNITS = {"record": "protects one record", "user": "protects all records of one u
 NEIGHBOURS = {"add_remove": "neighbours: one added or removed", "replace": "neighbours: one exchanged"}
 _CEILINGS = {"real_matched": "as much real text", "real": "all real text"}
 _FLOORS = {"base_model": "untuned model", "majority": "most common label"}
-LEFT_OUT = "left out of the public edition"
 
 
 def verdict(group: Group, guarantee: Guarantee, *, is_public: bool) -> Verdict:

@@ -13,6 +13,7 @@ from decimal import ROUND_CEILING, Decimal
 
 from safesynthdp.errors import SafeSynthError
 
+LEFT_OUT = "left out of the public edition"
 NOT_STATED = "not stated"
 NO_GUARANTEE = "no formal guarantee"
 EPSILON_DECIMALS = 4  # as ``safesynthdp account`` prints it
