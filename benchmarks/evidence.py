@@ -24,8 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--name", default="vader-cpu")
+    parser.add_argument("--note", default="", help="said beside the seconds: what else the machine did")
     arguments = parser.parse_args()
-    found = summary(arguments.grid)
+    found = summary(arguments.grid) | {"note": arguments.note}
     folder = Path(__file__).parents[1] / "results" / f"{found['date']}-{arguments.name}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

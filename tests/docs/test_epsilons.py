@@ -32,6 +32,7 @@ FREE = {
 INPUTS = {
     ("docs/howto/choosing_epsilon.md", "1"): "an example of what epsilon says, not a price",
     ("docs/howto/choosing_epsilon.md", "8"): "the same",
+    ("docs/howto/tuning.md", "8"): "the target of the runs whose commits are named",
     ("docs/guarantees.md", "1.3"): "a range of the accountant",
     ("docs/sharp_edges.md", "1"): "a range",
 }
