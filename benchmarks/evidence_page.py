@@ -61,7 +61,8 @@ def _facts(found: Json, is_short: bool) -> list[str]:
         *_audited(audits),
         f"{found['date']}, commits {', '.join(found['commits'])}; {hardware['cpu_cores']} CPU cores, no GPU. Longest: "
         f"{', '.join(f'{name} {seconds:.0f} s' for name, seconds in longest[:4])}; in all "
-        f"{sum(found['seconds'].values()) / 60:.0f} minutes of all jobs, two at a time{found['note'] and '; '}{found['note']}.",
+        f"{sum(found['seconds'].values()) / 60:.0f} minutes of all jobs, two at a time"
+        f"{found['note'] and '; '}{found['note']}.",
     ]
     return lines
 

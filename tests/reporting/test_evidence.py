@@ -188,7 +188,7 @@ def has_everything(report: dict[str, Any], page: str) -> None:
     """Audits of both channels, the epsilon = 0 text, classifiers trained with DP, private prediction."""
     tuned = [run for run in report["runs"] if run["run_id"] is not None]
     predicted = [run for run in report["runs"] if run["run_id"] is None]
-    assert (len(tuned), len(predicted)) == (2, 3)
+    assert (len(tuned), len(predicted)) == (2, len(MECHANISMS))
     for run in tuned:
         audits = {row["channel"] for row in run["attacks"] if row["pool"] and row["epsilon_lower_bound"] is not None}
         assert audits == {"model", "text"}
@@ -197,7 +197,7 @@ def has_everything(report: dict[str, Any], page: str) -> None:
         wanted = {"synthetic", "real", "base_model"} | ({"dp_direct"} if run["epsilon"] is not None else set())
         assert wanted <= trained_on
     assert {entry["kind"] for run in predicted for entry in run["entries"]} == {"private_prediction"}
-    assert "5 runs side by side" in page
+    assert f"{2 + len(MECHANISMS)} runs side by side" in page
     for words in ("eps8-seed0", "no_privacy-seed0", *(f"{name}-eps8" for name in MECHANISMS)):
         assert words in page
     assert "(text): accuracy" in page
