@@ -69,15 +69,17 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--measured", type=int, default=400, help="texts that are measured")
     parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=list(STUDIES))
+    parser.add_argument("--skip_base", action="store_true", help="the settings of the recipe were measured before")
+    parser.add_argument("--suffix", default="", help="of the file: several parts of a study can run at once")
     arguments = parser.parse_args()
     split, began = load_split(DataConfig(builtin="vader")), time.monotonic()
     parts = [_part(split.holdout, low, high) for low, high in ((FIRST_BUCKET, MIDDLE), (MIDDLE, END))]
     measured = parts[1].select(range(min(arguments.measured, len(parts[1]))))
-    lines = list[str]()
+    lines, base = list[str](), [] if arguments.skip_base else [Change()]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "part.csv"
         _write_records(source, parts[0])
-        for number, change in enumerate([{}, *(change for name in arguments.only for change in STUDIES[name])]):
+        for number, change in enumerate([*base, *(change for name in arguments.only for change in STUDIES[name])]):
             lines += _study(Path(folder) / str(number), source, change, measured, arguments, size=len(split.train))
             print(lines[-1], flush=True)
             _write(arguments, lines, parts[0], measured, seconds=time.monotonic() - began)
@@ -205,7 +207,7 @@ def _write(
         f"`python benchmarks/tuning.py`, {today}, commit {commit}, {os.cpu_count()} cores, {platform.machine()}, torch "
         f"{torch.__version__}, {seconds / 60:.0f} minutes.",
     ]
-    path = Path(__file__).parent / "results" / f"{today}-tuning-{arguments.model}.md"
+    path = Path(__file__).parent / "results" / f"{today}-tuning-{arguments.model}{arguments.suffix}.md"
     path.write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
