@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=400, help="texts that are measured")
     parser.add_argument("--only", nargs="*", choices=sorted(STUDIES), default=list(STUDIES))
     parser.add_argument("--skip_base", action="store_true", help="the settings of the recipe were measured before")
-    parser.add_argument("--suffix", default="", help="of the file, as --suffix=-2: several parts of a study can run at once")
+    parser.add_argument("--suffix", default="", help="of the file (--suffix=-2): parts of a study can run at once")
     arguments = parser.parse_args()
     split, began = load_split(DataConfig(builtin="vader")), time.monotonic()
     parts = [_part(split.holdout, low, high) for low, high in ((FIRST_BUCKET, MIDDLE), (MIDDLE, END))]
