@@ -62,8 +62,8 @@ class SampleConfig:
     """Precision of the model while sampling; null = as the run has it. bfloat16 is about twice as fast where the
     processor multiplies it in hardware (AMX, AVX512-BF16, any recent GPU); tokens are always drawn in float32."""
     attn_implementation: Literal["sdpa", "eager"] | None = None
-    """Of the model while sampling, as in transformers; null = as the run has it. sdpa draws a third
-    faster than eager on a CPU; the texts are others, by rounding, of the same distribution."""
+    """Of the model while sampling, as in transformers; null = as the run has it. sdpa draws
+    faster than eager; the texts are others, by rounding, of the same distribution."""
     seed: int = 0
     """Of the draws and of the order of labels; nothing private hangs on it."""
     csv: bool = False
