@@ -202,7 +202,9 @@ def test_a_sample_writes_one_of_three_texts_and_comes_closer_by_it(
     run = make_run()
     with_tokens(run)
     assert run_door(main, words(run, tmp_path / "text")) == 0
-    assert "kept 60 of 180 texts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "kept 60 of 180 texts" in said
+    assert "none left out" not in said
     assert run_door(main, words(run, tmp_path / "all", token_matching_candidates=1)) == 0
     facts, every = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("text", "all"))
     assert facts["num_records"] == every["num_records"] == 60

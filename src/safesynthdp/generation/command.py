@@ -209,10 +209,12 @@ def _say_result(run: RunDirectory, ledger: "Ledger") -> None:
 
     facts = run.manifest
     counts = ", ".join(f"{count} {flaw}" for flaw, count in facts["counts"].items())
+    is_chosen = "candidates" in (facts.get("token_matching") or {})
+    whole = "" if is_chosen else " (none left out)"
     missing = [label for label, count in facts["labels"].items() if not count]
     if missing:
         run.say(f"warning: {len(missing)} of {len(facts['labels'])} labels got no text; ask for more records")
-    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.1f} a second; {counts} (none left out)")
+    run.say(f"{facts['num_records']} texts at {facts['texts_per_second']:.1f} a second; {counts}{whole}")
     run.say(f"{sentence(ledger)} -> {run.path / PARQUET}")
 
 
