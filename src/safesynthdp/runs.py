@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 
@@ -38,7 +38,11 @@ _VERSIONED = ("safesynthdp", "torch", "transformers", "peft", "opacus", "acceler
 
 @dataclass(kw_only=True)
 class RunDirectory:
-    """One stage's directory. ``create`` for the stage that writes it, ``open`` for those that read it."""
+    """One stage's directory. ``create`` for the stage that writes it, ``open`` for those that read it.
+
+    ``with RunDirectory.create(...) as run:`` lets go of the lock at the end of the work, whatever ended it: without it
+    the lock lasts until the object is collected, and a traceback can keep it alive for long.
+    """
 
     path: Path
     manifest: dict[str, Any]
@@ -109,6 +113,12 @@ class RunDirectory:
         """Return the run that another process created, for one that works along and writes and says nothing."""
         return cls(path=Path(output_dir).resolve(), manifest=dict(manifest), writes=False)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
     @property
     def is_finished(self) -> bool:
         """The stage ended as planned; nothing is left to do."""
@@ -149,8 +159,7 @@ class RunDirectory:
     def finish(self, **facts: Any) -> None:
         """Write the last facts, mark the stage as finished and let go of the lock."""
         self.update(status="finished", finished=_now(), peak_memory_gib=_peak_memory_gib(), **facts)
-        if self._lock is not None:
-            self._lock.close()
+        self._let_go()
 
     def discard(self) -> None:
         """Take back what ``create`` wrote, as long as no work has begun; whatever else lies there stays."""
@@ -158,10 +167,13 @@ class RunDirectory:
             return
         for name in (CONFIG, MANIFEST, ".lock"):
             (self.path / name).unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
+        self._let_go()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def say(self, line: str) -> None:
         """Write one line for people."""

@@ -1,5 +1,6 @@
 """A run that goes on says what it spent, with the noise it may use, or is refused by name."""
 
+import gc
 import json
 import signal
 from collections.abc import Callable
@@ -167,6 +168,22 @@ def test_stopped_between_two_steps_a_run_goes_on_elsewhere_to_the_same_weights_a
         np.testing.assert_allclose(weights(run)[name], value, atol=1e-5, rtol=0, err_msg=name)
     assert Ledger.read(run / "ledger.json") == Ledger.read(tmp_path / "straight" / "ledger.json")
     assert json.loads((run / "manifest.json").read_text())["steps_in_weights"] == 8
+
+
+@pytest.mark.parametrize("end", ["told to end", "killed"])
+def test_a_run_that_ended_early_has_let_go_of_its_directory_at_once(
+    tmp_path: Path, go: Callable[..., int], dies: Dies, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    gc.collect()
+    gc.disable()  # what a traceback holds is freed now or not at all
+    try:
+        if end == "killed":
+            assert dies(tmp_path / "run", 2) == 130
+        else:
+            stopped(go, tmp_path / "run", monkeypatch)
+        assert go(tmp_path / "run") == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("back", [False, True])

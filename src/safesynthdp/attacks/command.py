@@ -128,20 +128,20 @@ def score_run(
     """
     from safesynthdp.attacks.model_scores import run_scorer
 
-    out = _open(config, run, ranks)
-    if out.is_finished and out.writes:
-        sys.stderr.write(f"{out.path} is finished already; nothing to do\n")
-    elif not out.is_finished:
-        out.begin()
-        budget = config.max_tokens_per_microbatch
-        _attack(
-            config,
-            run,
-            out,
-            target=target or run_scorer(run, untuned=False, max_tokens_per_microbatch=budget, ranks=ranks),
-            base=base or run_scorer(run, untuned=True, max_tokens_per_microbatch=budget, ranks=ranks),
-            ranks=ranks,
-        )
+    with _open(config, run, ranks) as out:
+        if out.is_finished and out.writes:
+            sys.stderr.write(f"{out.path} is finished already; nothing to do\n")
+        elif not out.is_finished:
+            out.begin()
+            budget = config.max_tokens_per_microbatch
+            _attack(
+                config,
+                run,
+                out,
+                target=target or run_scorer(run, untuned=False, max_tokens_per_microbatch=budget, ranks=ranks),
+                base=base or run_scorer(run, untuned=True, max_tokens_per_microbatch=budget, ranks=ranks),
+                ranks=ranks,
+            )
     if not out.writes:
         return out
     rows = _read_rows(out)

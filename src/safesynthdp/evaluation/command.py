@@ -41,17 +41,17 @@ def main(argv: Sequence[str]) -> None:
     paths = {"real": config.real, "synthetic": config.synthetic, "holdout": config.holdout, "baseline": config.baseline}
     inputs = load_inputs(paths, config.columns())
     clock.lap("load", ", ".join(f"{len(given.records)} {role}" for role, given in inputs.items()))
-    run = open_output(config, inputs)
-    if run.is_finished:
-        content = read_finished(run, inputs)
-        clock.say(f"{run.path} is finished already, with this config and these records; nothing to do")
-    else:
-        run.begin()
-        content = evaluate(config, inputs, clock, run.path)
-        check_metrics(content)
-        write_json(run.path / METRICS, content, private=True)
-        run.finish(timings=clock.laps, headline=headline(content))
-        clock.say(f"wrote {run.path / METRICS}")
+    with open_output(config, inputs) as run:
+        if run.is_finished:
+            content = read_finished(run, inputs)
+            clock.say(f"{run.path} is finished already, with this config and these records; nothing to do")
+        else:
+            run.begin()
+            content = evaluate(config, inputs, clock, run.path)
+            check_metrics(content)
+            write_json(run.path / METRICS, content, private=True)
+            run.finish(timings=clock.laps, headline=headline(content))
+            clock.say(f"wrote {run.path / METRICS}")
     show_result(content, as_json=config.json)
 
 

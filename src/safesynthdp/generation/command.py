@@ -55,29 +55,36 @@ def sample(config: SampleConfig) -> RunDirectory:
     shares = read_shares(source, labels, choice=config.labels, untuned=config.untuned)
     ledger = _ledger(config, source, shares)
     _refuse_other_vocabulary(config, source)
-    settings = to_mapping(config) | {"run": str(source.path)}
+    with _open_run(config, source, ranks) as run:
+        with ranks.together():
+            if ranks.is_main:
+                _refuse_another_model(config, source, run)
+                if config.output is not None:
+                    from safesynthdp.generation.output_release import claim_batch
+
+                    claim_batch(source, run, ledger)
+        ranks.agree("the run's weights", {} if config.untuned or not ranks.are_several else _digests(source))
+        if run.is_finished:
+            run.say(f"{run.path} is finished already, with this config; nothing to do")
+            return run
+        if not source.is_finished and not config.untuned:
+            run.say(f"{source.path} is not finished: sampling the weights it has released so far")
+        _draw(config, source, run, shares, ledger, ranks)
+    end_ranks(ranks)
+    return run
+
+
+def _open_run(config: SampleConfig, source: RunDirectory, ranks: "Ranks") -> RunDirectory:
+    """Rank 0 creates, locks and writes; the others work along."""
     opened = None
     with ranks.together():
         if ranks.is_main:
+            settings = to_mapping(config) | {"run": str(source.path)}
             opened = RunDirectory.create(
                 config.output_dir, kind="sample", config=settings, parents=[source], leave_out=_FREE_TO_DIFFER
             )
-            _refuse_another_model(config, source, opened)
-            if config.output is not None:
-                from safesynthdp.generation.output_release import claim_batch
-
-                claim_batch(source, opened, ledger)
     manifest = ranks.share(None if opened is None else opened.manifest)
-    run = opened or RunDirectory.follow(config.output_dir, manifest)
-    ranks.agree("the run's weights", {} if config.untuned or not ranks.are_several else _digests(source))
-    if run.is_finished:
-        run.say(f"{run.path} is finished already, with this config; nothing to do")
-        return run
-    if not source.is_finished and not config.untuned:
-        run.say(f"{source.path} is not finished: sampling the weights it has released so far")
-    _draw(config, source, run, shares, ledger, ranks)
-    end_ranks(ranks)
-    return run
+    return opened or RunDirectory.follow(config.output_dir, manifest)
 
 
 def _draw(

@@ -38,15 +38,16 @@ def predict(config: PredictConfig) -> RunDirectory:
     from safesynthdp.generation.command import refuse_several_processes
 
     refuse_several_processes()
-    run = RunDirectory.create(config.output_dir, kind="sample", config=to_mapping(config), leave_out=_FREE_TO_DIFFER)
-    if run.is_finished:
-        run.say(f"{run.path} is finished already, with this config; nothing to do")
-        return run
-    try:
-        _predict(config, run)
-    except SafeSynthError:
-        run.discard()
-        raise
+    made = RunDirectory.create(config.output_dir, kind="sample", config=to_mapping(config), leave_out=_FREE_TO_DIFFER)
+    with made as run:
+        if run.is_finished:
+            run.say(f"{run.path} is finished already, with this config; nothing to do")
+            return run
+        try:
+            _predict(config, run)
+        except SafeSynthError:
+            run.discard()
+            raise
     return run
 
 

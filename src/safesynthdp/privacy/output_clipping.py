@@ -12,7 +12,7 @@ Guarantee:
 import numpy as np
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.privacy.output_draws import Floats
+from safesynthdp.privacy.output_draws import Floats, softmax
 
 _MARGIN = 1 - 1e-12  # of an L2 norm, for the rounding of the scaling
 
@@ -46,16 +46,20 @@ def clipped_mean_l2(
 
 def mean_probabilities(private_RK: Floats, public_K: Floats | None, *, shards: int) -> Floats:
     """Return [K] ``p_public + sum_i (p_i - p_public) / S``: a missing prompt counts as the public vector."""
-    rows_RK = _numbers(private_RK)
-    weights_RK = np.exp(rows_RK - rows_RK.max(axis=1, keepdims=True)) if len(rows_RK) else rows_RK
-    shares_RK = weights_RK / weights_RK.sum(axis=1, keepdims=True)
+    total_K, present = np.zeros(private_RK.shape[1]), 0
+    for row_K in private_RK:  # one at a time: a vocabulary stays in the processor's cache, all rows together do not
+        largest = row_K.max()
+        if np.isfinite(largest):
+            weights_K = np.subtract(row_K, largest, dtype=np.float64)
+            np.exp(weights_K, out=weights_K)
+            weights_K /= weights_K.sum()
+            total_K += weights_K
+            present += 1
     if public_K is None:
-        if len(shares_RK) != shards:
-            raise ConfigError(f"shards={shards}: {len(shares_RK)} rows are usable and no public model stands in")
-        return np.asarray(shares_RK.mean(axis=0))
-    public = np.exp(public_K - public_K.max())
-    public = public / public.sum()
-    return np.asarray(public + (shares_RK - public).sum(axis=0) / shards)
+        if present != shards:
+            raise ConfigError(f"shards={shards}: {present} rows are usable and no public model stands in")
+        return np.asarray(total_K / shards)
+    return np.asarray((1 - present / shards) * softmax(public_K) + total_K / shards)
 
 
 def _differences(private_RK: Floats, public_K: Floats) -> Floats:

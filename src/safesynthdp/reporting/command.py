@@ -69,14 +69,14 @@ def main(argv: Sequence[str]) -> None:
         with_lengths=not config.public,
         with_copied=config.nearest_records,
     )
-    run = _open(config, groups)
-    parts = [(group, read_guarantee(group)) for group in groups]
-    failures = _failures(parts)
-    public = _edition(parts)
-    shown, dropped = public if config.public else (parts, [])
-    text = _write(run, shown, is_public=config.public, dropped=dropped)
-    _write_cards(run, public[0])
-    run.finish()
+    with _open(config, groups) as run:
+        parts = [(group, read_guarantee(group)) for group in groups]
+        failures = _failures(parts)
+        public = _edition(parts)
+        shown, dropped = public if config.public else (parts, [])
+        text = _write(run, shown, is_public=config.public, dropped=dropped)
+        _write_cards(run, public[0])
+        run.finish()
     run.say(text if config.json else str(run.path / PAGE))
     if failures:
         more = "" if len(failures) == 1 else f" (and {len(failures) - 1} more, see the page)"

@@ -56,15 +56,15 @@ def run_finetune(config: FinetuneConfig) -> RunDirectory:
         meeting=hardware.meeting_seconds, silence=hardware.silence_seconds, waiting=hardware.waiting_seconds
     )
     ranks = start_ranks(num_processes=hardware.num_processes, patience=patience)
-    run = _open_run(config, ranks)
-    if run.is_finished:
-        run.say(f"{run.path} is finished already, with this config; nothing to do")
-    else:
-        try:
-            finetune(config, run, ranks)
-        except SafeSynthError:
-            run.discard()  # a request that must change leaves nothing behind; work that has begun stays
-            raise
+    with _open_run(config, ranks) as run:
+        if run.is_finished:
+            run.say(f"{run.path} is finished already, with this config; nothing to do")
+        else:
+            try:
+                finetune(config, run, ranks)
+            except SafeSynthError:
+                run.discard()  # a request that must change leaves nothing behind; work that has begun stays
+                raise
     end_ranks(ranks)
     return run
 
