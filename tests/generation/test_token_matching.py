@@ -88,23 +88,26 @@ def expected(shares: dict[int, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return found_LV
 
 
+NO_BIAS = np.zeros((2, V))
+
+
 def test_a_model_that_uses_what_was_released_and_its_rest_is_left_alone() -> None:
     wanted = targets(((20,), (20,)), least=4.0, rest=5.0)  # of 20: half token 20, a quarter the end, a quarter others
-    change_LV, far_L = wanted.towards(expected({20: 0.5, END: 0.25, 30: 0.125, 31: 0.0625, 32: 0.0625}))
+    change_LV, far_L = wanted.towards(expected({20: 0.5, END: 0.25, 30: 0.125, 31: 0.0625, 32: 0.0625}), NO_BIAS)
     assert np.abs(change_LV).max() < 1e-9, "else every round would starve what did not stand out of the noise"
     assert far_L.max() < 1e-12
 
 
 def test_a_token_that_was_not_released_gets_no_more_than_could_have_stayed_unseen() -> None:
     wanted = targets(((20,), (20,)), least=2.0, rest=5.0)
-    change_LV, _ = wanted.towards(expected({20: 0.5, END: 0.25, 30: 0.24, 31: 0.01}))
+    change_LV, _ = wanted.towards(expected({20: 0.5, END: 0.25, 30: 0.24, 31: 0.01}), NO_BIAS)
     assert change_LV[0, 30] < -0.5, "a quarter of all mass is 5, and 2 is the most that nobody would have seen"
     assert abs(change_LV[0, 31]) < 0.2
 
 
 def test_what_was_not_released_shares_the_rest_of_the_total() -> None:
     wanted = targets(((20,), (20,)), least=100.0, rest=45.0)  # three quarters of the mass stayed in the noise
-    change_LV, _ = wanted.towards(expected({20: 0.6, END: 0.3, 30: 0.06, 31: 0.04}))
+    change_LV, _ = wanted.towards(expected({20: 0.6, END: 0.3, 30: 0.06, 31: 0.04}), NO_BIAS)
     assert change_LV[0, 30] == pytest.approx(np.log(7.5), abs=0.05)
     assert change_LV[0, 30] == pytest.approx(change_LV[0, 31], abs=0.05)
     assert change_LV[0, 20] < 0
@@ -112,16 +115,49 @@ def test_what_was_not_released_shares_the_rest_of_the_total() -> None:
 
 def test_where_the_total_is_lost_in_the_noise_the_rest_keeps_its_share() -> None:
     wanted = targets(((20,), (20,)), least=100.0, rest=1000.0, noise_std=1000.0)
-    change_LV, _ = wanted.towards(expected({20: 0.2, END: 0.1, 30: 0.7}))
+    change_LV, _ = wanted.towards(expected({20: 0.2, END: 0.1, 30: 0.7}), NO_BIAS)
     assert abs(change_LV[0, 30]) < 0.02
 
 
 def test_a_label_of_which_nothing_was_released_stays_as_it_is() -> None:
     nothing = targets(((), ()), least=5.0)
     wanted = TokenTargets(**{**vars(nothing), "sums_LV": np.zeros((2, V)), "totals_L": np.array([30.0, -4.0])})
-    change_LV, far_L = wanted.towards(np.ones((2, V)))
+    change_LV, far_L = wanted.towards(np.ones((2, V)), NO_BIAS)
     assert not change_LV.any()
     assert not far_L.any()
+
+
+def test_a_label_gets_of_a_token_that_none_released_a_quarter_of_its_own_share_and_the_rest_of_the_average() -> None:
+    wanted = targets(((20,), (20,)), least=100.0, rest=5.0)  # of each label's 20 a quarter stayed in the noise
+    own_LV = np.zeros((2, V))
+    own_LV[:, [20, END]] = [500, 250]
+    own_LV[0, 30], own_LV[1, 31] = 250, 250
+    found_LV = wanted.wanted(own_LV)
+    assert found_LV[0, [30, 31]] == pytest.approx([5 * (0.25 + 0.75 / 2), 5 * 0.75 / 2])
+    assert found_LV[1, [30, 31]] == pytest.approx([5 * 0.75 / 2, 5 * (0.25 + 0.75 / 2)])
+
+
+def test_a_token_that_another_label_released_is_averaged_over_those_that_did_not() -> None:
+    wanted = targets(((20,), (21,)), least=100.0, rest=5.0)
+    own_LV = np.zeros((2, V))
+    own_LV[0, [20, END, 30]], own_LV[1, [21, END, 20, 30]] = [500, 250, 250], [500, 250, 50, 200]
+    found_LV = wanted.wanted(own_LV)
+    parts = {20: 0.2, 30: 0.25 * 0.8 + 0.75 * (1.0 + 0.8) / 2}
+    assert found_LV[1, 20] == pytest.approx(5 * parts[20] / sum(parts.values())), "not what label 0 has of it"
+
+
+def test_rounds_come_to_rest_instead_of_averaging_the_labels_again_and_again() -> None:
+    wanted = targets(((20,), (20,)), least=100.0, rest=5.0)
+    own_LV, bias_LV = np.zeros((2, V)), np.zeros((2, V))
+    own_LV[:, [20, END]] = [500, 250]
+    own_LV[0, [30, 31]], own_LV[1, [30, 31]] = [240, 10], [10, 240]
+    for _ in range(40):
+        tilted_LV = own_LV * np.exp(bias_LV)
+        change_LV, _ = wanted.towards(1000 * tilted_LV / tilted_LV.sum(axis=1, keepdims=True), bias_LV)
+        bias_LV += change_LV
+    tilted_LV = own_LV * np.exp(bias_LV)
+    shares_L = tilted_LV[:, 30] / tilted_LV[:, [30, 31]].sum(axis=1)
+    assert shares_L == pytest.approx([0.25 * 0.96 + 0.75 * 0.5, 0.25 * 0.04 + 0.75 * 0.5], abs=0.01)
 
 
 def test_a_low_temperature_does_not_make_the_fit_swing(model: LlamaForCausalLM) -> None:

@@ -44,13 +44,23 @@ def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenT
     wanted = len(plan)
     label_N = np.tile(np.asarray(plan), len(tokens) // wanted)
     counts_NV = _weighted_counts(tokens, vocab_size=targets.sums_LV.shape[1])
-    kept = np.arange(wanted)
+    sums_LV = _sums(counts_NV, label_N, np.arange(len(tokens)), num_labels=len(targets.labels))
+    wanted_LV, kept = targets.wanted(sums_LV), np.arange(wanted)
     for row in np.unique(label_N):
         candidates = np.flatnonzero(label_N == row)
         places = np.flatnonzero(label_N[:wanted] == row)
-        kept[places] = np.sort(candidates[_closest(counts_NV[candidates], targets, int(row), len(places))])
-    first, chosen = (_distance(counts_NV, label_N, which, targets) for which in (np.arange(wanted), kept))
-    return Selection(kept=tuple(kept.tolist()), distance_unselected=first, distance_kept=chosen)
+        found = _closest(counts_NV[candidates], wanted_LV[row], targets, int(row), len(places))
+        kept[places] = np.sort(candidates[found])
+    first, chosen = (
+        targets.distances(_sums(counts_NV, label_N, which, num_labels=len(targets.labels)), wanted_LV)
+        for which in (np.arange(wanted), kept)
+    )
+    rows = np.unique(label_N)
+    return Selection(
+        kept=tuple(kept.tolist()),
+        distance_unselected=float(first[rows].mean()),
+        distance_kept=float(chosen[rows].mean()),
+    )
 
 
 def herd(counts_NC: Counts, wanted_C: Floats, weight_C: Floats, *, num_kept: int) -> list[int]:
@@ -81,21 +91,19 @@ def herd(counts_NC: Counts, wanted_C: Floats, weight_C: Floats, *, num_kept: int
     return taken
 
 
-def _closest(counts_NV: Counts, targets: TokenTargets, row: int, num_kept: int) -> list[int]:
+def _closest(counts_NV: Counts, wanted_V: Floats, targets: TokenTargets, row: int, num_kept: int) -> list[int]:
     """Return the candidates of one label to keep; the first ones where nothing is known of it.
 
     Tokens that were not released count as one, all together.
     """
     from scipy.sparse import csr_matrix, hstack
 
-    expected_V = np.asarray(counts_NV.sum(axis=0)).ravel()
-    wanted_V = targets.wanted(row, expected_V)
-    if wanted_V is None or num_kept == counts_NV.shape[0]:
+    if not wanted_V.any() or num_kept == counts_NV.shape[0]:
         return list(range(num_kept))
     is_sure_V = targets.sums_LV[row] > 0
     counts_NC = counts_NV[:, np.flatnonzero(is_sure_V)]
     others_N = counts_NV.sum(axis=1) - counts_NC.sum(axis=1)
-    scale = expected_V.sum() / counts_NV.shape[0] / wanted_V.sum()  # of the table to one text
+    scale = counts_NV.sum() / counts_NV.shape[0] / wanted_V.sum()  # of the table to one text
     wanted_C = scale * np.append(wanted_V[is_sure_V], wanted_V[~is_sure_V].sum())
     size = float(counts_NV.power(2).sum() / counts_NV.sum())  # what a token adds where it occurs
     noise_C = num_kept * scale * targets.noise_std * np.append(np.ones(is_sure_V.sum()), math.sqrt(len(is_sure_V)))
@@ -103,12 +111,12 @@ def _closest(counts_NV: Counts, targets: TokenTargets, row: int, num_kept: int) 
     return herd(csr_matrix(hstack([counts_NC, others_N])), wanted_C, 1 / chance_C, num_kept=num_kept)
 
 
-def _distance(counts_NV: Counts, label_N: NDArray[np.int64], which: NDArray[np.int64], targets: TokenTargets) -> float:
-    sums_LV = np.zeros_like(targets.sums_LV)
-    rows = np.unique(label_N)
-    for row in rows:
+def _sums(counts_NV: Counts, label_N: NDArray[np.int64], which: NDArray[np.int64], *, num_labels: int) -> Floats:
+    """Return what some of the candidates use, by label, [L, V]."""
+    sums_LV = np.zeros((num_labels, counts_NV.shape[1]))
+    for row in range(num_labels):
         sums_LV[row] = np.asarray(counts_NV[which[label_N[which] == row]].sum(axis=0)).ravel()
-    return float(targets.towards(sums_LV)[1][rows].mean())
+    return sums_LV
 
 
 def _weighted_counts(tokens: Sequence[Sequence[int]], *, vocab_size: int) -> Counts:
