@@ -29,7 +29,7 @@ finetune:
   flags: {model.model_name_or_path: tiny, data.builtin: vader, data.max_length: 48, privacy.target_delta: 1.0e-6,
           train.max_steps: 5}
 sample:
-  flags: {num_records: 500, temperature: 0.8, token_matching_candidates: 2}
+  flags: {num_records: 500, temperature: 0.8, token_matching_candidates: 2, labels: uniform, dtype: bfloat16}
 pool:
   epsilons: [8.0, none]
   flags: {num_models: 6, sample.num_records: 50}
@@ -90,6 +90,7 @@ def test_a_pool_is_planned_carried_out_and_scored_with_the_recipe_of_the_run_at_
     assert plan.needs == ("eps8-seed3/run",)
     assert (value(plan, "sample.num_records"), value(plan, "sample.temperature")) == ("50", "0.8")
     assert value(plan, "sample.token_matching_candidates") == "2", "else another release than the run's is audited"
+    assert (value(plan, "sample.labels"), value(plan, "sample.dtype")) == ("uniform", "bfloat16")
     assert run.words[:2] == ("attack", "run")
     assert (value(run, "engine"), value(run, "max_parallel"), run.needs) == ("local", "2", (plan.key,))
     assert score.words[:2] == ("attack", "score")

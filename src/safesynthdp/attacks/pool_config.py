@@ -59,6 +59,8 @@ class PoolSampleConfig:
 
     num_records: int = 1000
     """Texts a corpus."""
+    labels: Literal["auto", "histogram", "uniform"] = "auto"
+    """Texts per label, as in ``safesynthdp sample``."""
     temperature: float = 1.0
     """Divides the logits."""
     top_k: int = 0
@@ -75,6 +77,10 @@ class PoolSampleConfig:
     """Longest text; null = what the prompt leaves of data.max_length."""
     batch_size: int = 128
     """Texts decoded at once."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision of the model while sampling; null = as the run has it."""
+    attn_implementation: Literal["sdpa", "eager"] | None = None
+    """Of the model while sampling; null = as the run has it."""
     seed: int = 0
     """Each model draws with a seed of its own derived from this one."""
 

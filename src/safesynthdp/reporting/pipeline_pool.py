@@ -18,8 +18,8 @@ from safesynthdp.reporting.pipeline_calls import Cell, Job, flag_words, recipe_o
 from safesynthdp.reporting.pipeline_config import PipelineConfig, PoolStageConfig
 
 AUDIT = "audit.json"
-DECODING = ("temperature", "top_k", "top_p", "max_new_tokens", "batch_size", "token_matching_rounds",
-            "token_matching_records", "token_matching_candidates")  # fmt: skip
+DECODING = ("labels", "temperature", "top_k", "top_p", "max_new_tokens", "batch_size", "dtype", "attn_implementation",
+            "token_matching_rounds", "token_matching_records", "token_matching_candidates")  # fmt: skip
 """The corpora of a pool are drawn as the text of the run is, unless the pool's flags say otherwise."""
 
 
