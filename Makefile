@@ -35,17 +35,13 @@ DEMO ?= demo
 demo: setup
 	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
 
-# The evidence on two cores: grid, shadow pools, private prediction, one report. The same words go on after a stop.
+# The evidence on two cores, every word goes on after a stop: grid, shadow pools, private prediction, one report (two
+# hours); then the same epsilons trained longer, and more texts (an hour and a half).
 REPRODUCE ?= runs/vader_cpu
 reproduce: setup
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
-	for cell in eps1-seed0 eps8-seed0; do \
-		$(BIN)/safesynthdp sample --config generate/recipes/more.yaml --run $(REPRODUCE)/$$cell/run \
-			--output_dir $(REPRODUCE)/$$cell/more/synthetic && \
-		$(BIN)/safesynthdp evaluate --config eval/recipes/more.yaml --real $(REPRODUCE)/$$cell/run \
-			--synthetic $(REPRODUCE)/$$cell/more/synthetic --holdout $(REPRODUCE)/$$cell/run \
-			--output_dir $(REPRODUCE)/$$cell/more/evaluation || exit; \
-	done
+	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu_long.yaml \
+		--output_dir $(REPRODUCE)_long
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

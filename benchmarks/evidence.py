@@ -1,6 +1,6 @@
 """From the grid of a pipeline to results/DATE-NAME: a table, a figure and all numbers behind them.
 
-python benchmarks/evidence.py runs/vader_cpu [--name vader-cpu]
+python benchmarks/evidence.py runs/vader_cpu [--long runs/vader_cpu_long] [--name vader-cpu]
 
 Nothing is typed by hand: every number is read from the files that the stages wrote. The records of the recipe are
 public; for private ones the folder would be private too.
@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evidence_page import MORE, TRAINED, draw, profile, table
+import yaml
+from evidence_page import LONG, TRAINED, draw, profile, table
 
 ATTACKS = ("lira", "ngram2_domias")
 """The primary attack of the recipe on the model, and one on the text."""
@@ -23,10 +24,11 @@ def main() -> None:
     """Read a grid and write its folder under results/."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", type=Path)
+    parser.add_argument("--long", type=Path, help="a grid of the same epsilons, trained longer")
     parser.add_argument("--name", default="vader-cpu")
     parser.add_argument("--note", default="", help="said beside the seconds: what else the machine did")
     arguments = parser.parse_args()
-    found = summary(arguments.grid) | {"note": arguments.note}
+    found = summary(arguments.grid, arguments.long) | {"note": arguments.note}
     folder = Path(__file__).parents[1] / "results" / f"{found['date']}-{arguments.name}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -37,13 +39,13 @@ def main() -> None:
     print(folder)
 
 
-def summary(grid: Path) -> Json:
+def summary(grid: Path, long: Path | None) -> Json:
     """Return everything that the folder says."""
-    cells = [path.parent for path in sorted(grid.glob("*-seed*/run")) if _is_evaluated(path.parent)]
+    cells = _cells(grid)
+    grids = [grid] if long is None else [grid, long]
     first = _json(cells[0] / "run/manifest.json")
     points = [_point(cell, TRAINED, cell / "run/ledger.json", "weights") for cell in cells]
-    more = [cell / "more" for cell in cells if _is_evaluated(cell / "more")]
-    points += [_point(folder, MORE, folder / "synthetic/ledger.json", "synthetic_text") for folder in more]
+    points += [_point(cell, LONG, cell / "run/ledger.json", "weights") for g in grids[1:] for cell in _cells(g)]
     for folder in [path.parents[1] for path in sorted(grid.glob("*-eps*/evaluation/metrics.json"))]:
         if not (folder / "run").is_dir():
             name = folder.name.partition("-")[0]
@@ -52,7 +54,7 @@ def summary(grid: Path) -> Json:
     references = {name: _accuracies(rows, name) for name in ("base_model", "real")}
     return {
         "date": first["created"][:10],
-        "commits": sorted({_json(path)["commit"] for path in _manifests(grid)}),
+        "commits": sorted({_json(path)["commit"] for g in grids for path in _manifests(g)}),
         "hardware": first["hardware"],
         "versions": first["versions"],
         "num_train": first["data"]["num_records"],
@@ -61,12 +63,15 @@ def summary(grid: Path) -> Json:
         "references": references,
         "untuned_c2st": _c2st(rows, "base_model"),
         "audits": [row for cell in cells for row in _audits(cell)],
-        "seconds": _seconds(grid),
+        "seconds": _seconds(grid)
+        | ({} if long is None else {f"long/{name}": took for name, took in _seconds(long).items()}),
     }
 
 
-def _is_evaluated(cell: Path) -> bool:
-    return (cell / "evaluation/metrics.json").is_file()
+def _cells(grid: Path) -> list[Path]:
+    return [
+        path.parent for path in sorted(grid.glob("*-seed*/run")) if (path.parent / "evaluation/metrics.json").is_file()
+    ]
 
 
 def _point(cell: Path, source: str, ledger: Path, artifact: str) -> Json:
@@ -81,6 +86,7 @@ def _point(cell: Path, source: str, ledger: Path, artifact: str) -> Json:
         "delta": release["delta"],
         "mechanisms": mechanisms,
         "num_texts": sample["num_records"],
+        "labels": yaml.safe_load((cell / "synthetic/config.yaml").read_text(encoding="utf-8")).get("labels"),
         "accuracy": _accuracies(rows, "synthetic"),
         "real_matched": _accuracies(rows, "real_matched"),
         "dp_direct": _accuracies(rows, "dp_direct"),

@@ -7,10 +7,10 @@ from safesynthdp.privacy.command import round_up
 
 MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM"}
 TRAINED = "DP-SGD and token counts"
-MORE = "DP-SGD and token counts, as many of each label"
+LONG = "DP-SGD and token counts, trained longer"
 COLORS = {
     TRAINED: "#1b5e9b",
-    MORE: "#2aa198",
+    LONG: "#2aa198",
     "softmax": "#b5541c",
     "laplace": "#5b8c2a",
     "gaussian_l2": "#a08a1e",
@@ -23,13 +23,16 @@ Json = dict[str, Any]
 
 def table(found: Json, *, is_short: bool = False) -> str:
     """Return the table and its facts in Markdown; the short one is that of README.md."""
-    shown = [p for p in found["points"] if p["source"] in (TRAINED, MORE) or not is_short]
+    shown = [p for p in found["points"] if p["source"] in (TRAINED, LONG) or not is_short]
     head = [
         "| classifiers trained on | epsilon | logistic regression | naive Bayes | linear SVM | told from real (AUC) |",
         "|---|---|---|---|---|---|",
     ]
     lines = [_line(_what(p), _epsilon(p), p["accuracy"], p["c2st"]) for p in shown]
-    direct = [_line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {}) for p in _private(found)]
+    once = {p["epsilon"]: p for p in reversed(_private(found)) if p["source"] == TRAINED}
+    direct = [
+        _line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {}) for p in reversed(once.values())
+    ]
     untuned = _line("text of the untuned model", "0", found["references"]["base_model"], found["untuned_c2st"])
     real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in sorted(_matched(shown).items())]
     whole = _line(f"all {found['num_train']:,} real texts", "none", found["references"]["real"], {})
@@ -37,13 +40,13 @@ def table(found: Json, *, is_short: bool = False) -> str:
 
 
 def _private(found: Json) -> list[Json]:
-    """Return the points of the grid that have an epsilon, one a training."""
-    return [p for p in found["points"] if p["source"] == TRAINED and p["epsilon"]]
+    """Return the points that have an epsilon, one a training."""
+    return [p for p in found["points"] if p["source"] in (TRAINED, LONG) and p["epsilon"]]
 
 
 def _matched(points: list[Json]) -> dict[int, Json]:
     """Return what as many real texts reach, by their number."""
-    return {p["num_texts"]: p["real_matched"] for p in reversed(points)}
+    return {p["num_texts"]: p["real_matched"] for p in reversed(points) if p["real_matched"]}
 
 
 def _facts(found: Json, is_short: bool) -> list[str]:
@@ -113,7 +116,8 @@ def _what(point: Json) -> str:
     source = point["source"]
     by = source if source.startswith("DP-SGD") else f"private prediction, {source}"
     by = "the same training without noise or clip" if point["epsilon"] is None else by
-    return f"{point['num_texts']:,} synthetic texts: {by}"
+    mix = ", as many of each label" if point["labels"] == "uniform" else ""
+    return f"{point['num_texts']:,} synthetic texts{mix}: {by}"
 
 
 def _epsilon(point: Json) -> str:
@@ -142,7 +146,9 @@ def profile(found: Json) -> str:
     lines = [
         f"| {name} | {len(s)} | {sum(s):.0f} | {sum(s) / len(s):.0f} | {sum(s) / whole:.0%} |" for name, s in shown
     ]
-    runs = {name.split("/")[0]: s for name, s in found["seconds"].items() if name.endswith("/run")}
+    runs = {
+        name.split("/")[0]: s for name, s in found["seconds"].items() if name.count("/") == 1 and name.endswith("/run")
+    }
     plain = next((s for name, s in runs.items() if name.startswith("no_privacy")), None)
     ratios = [f"{name} {s / plain:.2f}" for name, s in runs.items() if plain and not name.startswith("no_privacy")]
     return "\n".join([
