@@ -128,6 +128,13 @@ def test_several_runs_on_the_same_records_say_what_they_cost_together(tmp_path: 
     assert page.count('class="verdict"') == 2
 
 
+def test_deltas_are_added_as_they_are_printed(tmp_path: Path, write_grid: WriteGrid) -> None:
+    write_grid(tmp_path / "runs", epsilons=(0.5, 1, 2, 4, 8), seeds=1)
+    _, page = draw(tmp_path / "out", *sorted((tmp_path / "runs").iterdir()))
+    found = re.findall(r"at delta (\S+) \(plain sums\)", page)
+    assert found == ["5e-06"], "five times 1e-06 added as floats is 4.9999999999999996e-06, which is less"
+
+
 def test_one_run_without_a_guarantee_leaves_none_for_all_together(tmp_path: Path, write_grid: WriteGrid) -> None:
     write_grid(tmp_path / "runs", epsilons=(1, None), seeds=1)
     _, page = draw(tmp_path / "out", *sorted((tmp_path / "runs").iterdir()))

@@ -4,6 +4,7 @@ Here: the numbers. Elsewhere: the drawing (frontier_figure.py), what an audit ma
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from safesynthdp.reporting.audits import audited_text, bounded, is_refuted, strongest, verdict_text, why_not_comparable
 from safesynthdp.reporting.facts import AuditRow, Group, Metric, predicted
@@ -94,7 +95,8 @@ def together_text(parts: Parts) -> str | None:
             f"These runs {shared}, and their guarantees do not add up to one for all of them together. Each line "
             "speaks for one run alone, and only while the others stay inside."
         )
-    epsilon, delta = sum(g.epsilon or 0.0 for g in tuned), sum(g.delta or 0.0 for g in tuned)
+    epsilon = sum(g.epsilon or 0.0 for g in tuned)
+    delta = float(sum(Decimal(repr(g.delta or 0.0)) for g in tuned))  # three times 1e-05 is 3e-05
     return (
         f"These runs {shared}. Whoever sees all of them is promised no more than epsilon {epsilon_text(epsilon)} at "
         f"delta {value_text(delta)} (plain sums). Choosing the best of them by numbers measured on private records is "
