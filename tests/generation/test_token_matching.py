@@ -160,6 +160,14 @@ def test_rounds_come_to_rest_instead_of_averaging_the_labels_again_and_again() -
     assert shares_L == pytest.approx([0.25 * 0.96 + 0.75 * 0.5, 0.25 * 0.04 + 0.75 * 0.5], abs=0.01)
 
 
+def test_a_bias_beyond_what_exp_can_hold_leaves_numbers() -> None:
+    wanted = targets(((20,), (20,)), least=100.0, rest=5.0)
+    bias_LV = np.where(np.arange(V) % 2, 1200.0, -1200.0) * np.ones((2, 1))  # 6 nats at a temperature of 0.005
+    change_LV, far_L = wanted.towards(expected({20: 0.5, END: 0.25, 30: 0.2, 31: 0.05}), bias_LV)
+    assert np.isfinite(change_LV).all()
+    assert np.isfinite(far_L).all()
+
+
 def test_a_low_temperature_does_not_make_the_fit_swing(model: LlamaForCausalLM) -> None:
     found = fit(model, targets(((20, 21), (40,)), rest=8.0, least=3.0), sampling=Sampling(temperature=0.4), rounds=6)
     assert found.distances[-1] < found.distances[0] / 2

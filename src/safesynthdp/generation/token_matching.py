@@ -34,6 +34,8 @@ _LOST = 3.0
 _OWN = 0.25
 """How much of what a label's rare tokens get is the model's own word for that label. Where it was measured (four kinds
 of short texts, a model of 135 million), the weight under which unseen text was likeliest lay between 0.1 and 0.25."""
+_MOST_UNTILT = 500.0
+"""Nats; at a temperature near 0 a bias is beyond what exp can hold, and no token it holds back is ever expected."""
 _FIRST_ROW = 10**9
 """Rows of the rounds are numbered from here: their random numbers are not those of the sample."""
 Floats = NDArray[np.float64]
@@ -112,8 +114,8 @@ class TokenTargets:
         Each row of expectations is one mixture: ``_OWN`` of the label's own, the rest of the labels' average.
         """
         is_rest_LV = (self.sums_LV <= 0) & (expected_LV > 0).any(axis=1, keepdims=True)
-        own_LV = np.where(is_rest_LV, expected_LV if bias_LV is None else expected_LV * np.exp(-bias_LV), 0.0)
-        own_LV = _shares(own_LV)
+        untilted = 1.0 if bias_LV is None else np.exp(np.minimum(-bias_LV, _MOST_UNTILT))
+        own_LV = _shares(np.where(is_rest_LV, expected_LV * untilted, 0.0))
         pool_V = own_LV.sum(axis=0) / np.maximum(is_rest_LV.sum(axis=0), 1)
         return _shares(np.where(is_rest_LV, _OWN * own_LV + (1 - _OWN) * pool_V, 0.0))
 
