@@ -186,6 +186,20 @@ def test_vectors_of_probabilities_stay_within_their_sensitivities(adjacency: Out
     assert 0.99 * gaussian.sensitivity <= l2 <= gaussian.sensitivity * SLACK
 
 
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_a_row_of_probabilities_that_is_not_finite_counts_as_one_that_is_not_there(spoilt: float) -> None:
+    rng = np.random.default_rng(6)
+    rows, public = rng.normal(size=(3, 7)), rng.normal(size=7)
+    rows[0, 2] = -np.inf  # a logit like any other
+    bad = rows.copy()
+    bad[1, 4] = spoilt
+    there = mean_probabilities(rows[[0, 2]], public, shards=3)
+    assert np.array_equal(mean_probabilities(bad, public, shards=3), there)
+    assert there.sum() == pytest.approx(1)
+    shares = [np.exp(row - row.max()) / np.exp(row - row.max()).sum() for row in (rows[0], rows[2], public)]
+    assert there == pytest.approx(sum(shares) / 3)
+
+
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
 def test_mixing_with_the_uniform_distribution_never_costs_more_than_stated(adjacency: OutputAdjacency) -> None:
     worst, stated = 0.0, math.inf
