@@ -159,6 +159,8 @@ def test_counts_released_apart_from_the_weights_raise_the_price(make_run: MakeRu
     assert by_counts.epsilon is not None
     assert uniform.epsilon is not None
     assert by_counts.epsilon > uniform.epsilon
+    by_roots = Ledger.read(sample(run, tmp_path / "c", "--labels=sqrt").path / "ledger.json").releases[0]
+    assert by_roots.epsilon == by_counts.epsilon
 
 
 def test_an_unfinished_run_is_refused_unless_it_released_weights(
@@ -200,6 +202,7 @@ def test_weights_that_changed_meanwhile_never_join_the_same_text(
         (["--num_records=3", "--max_new_tokens=510"], "max_new_tokens=510"),
         (["--num_records=3", "--seed=-1"], "seed=-1"),
         (["--num_records=3", "--untuned", "--labels=histogram"], "labels=histogram"),
+        (["--num_records=3", "--untuned", "--labels=sqrt"], "labels=sqrt"),
         (["--num_records=3", "--labels=best"], "labels"),
         (["--num_records=3", "--dtype=float16"], "dtype"),
         (["--num_records=3", "--tempersture=2"], "tempersture"),

@@ -57,6 +57,14 @@ def test_auto_follows_the_runs_counts_in_the_order_of_the_label_set(tmp_path: Pa
     assert (found.labels, found.shares, found.source) == (("b", "a"), (0.25, 0.75), "discrete_laplace")
 
 
+def test_sqrt_lies_between_the_counts_and_equal_shares_and_is_paid_for_like_the_counts(tmp_path: Path) -> None:
+    found = read_shares(a_run(tmp_path, COUNTS), ("a", "b"), choice="sqrt", untuned=False)
+    assert found.source == "discrete_laplace"
+    assert largest_remainder(found.shares, 10_000) == [6340, 3660]  # 1 / (1 + sqrt(1/3)) = .6340
+    none_of_b = {**COUNTS, "shares": [1.0, 0.0]}
+    assert read_shares(a_run(tmp_path, none_of_b), ("a", "b"), choice="sqrt", untuned=False).shares == (1.0, 0.0)
+
+
 def test_uniform_and_untuned_never_open_the_counts(tmp_path: Path) -> None:
     (tmp_path / "label_histogram.json").write_text("not JSON")
     run = RunDirectory(path=tmp_path, manifest={})
@@ -70,8 +78,9 @@ def test_uniform_and_untuned_never_open_the_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [None, {"labels": ["a", "b"], "shares": [0.5, 0.5], "source": "uniform"}])
 def test_asking_for_counts_a_run_does_not_have_is_refused(tmp_path: Path, content: dict[str, Any] | None) -> None:
     run = a_run(tmp_path, content)
-    with pytest.raises(UserError, match="--labels uniform"):
-        read_shares(run, ("a", "b"), choice="histogram", untuned=False)
+    for choice in ("histogram", "sqrt"):
+        with pytest.raises(UserError, match=f"labels={choice}.*--labels uniform"):
+            read_shares(run, ("a", "b"), choice=choice, untuned=False)
     assert read_shares(run, ("a", "b"), choice="auto", untuned=False).source == "uniform"
 
 

@@ -59,7 +59,7 @@ class PoolSampleConfig:
 
     num_records: int = 1000
     """Texts a corpus."""
-    labels: Literal["auto", "histogram", "uniform"] = "auto"
+    labels: Literal["auto", "histogram", "sqrt", "uniform"] = "auto"
     """Texts per label, as in ``safesynthdp sample``."""
     temperature: float = 1.0
     """Divides the logits."""

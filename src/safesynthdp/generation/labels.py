@@ -36,7 +36,7 @@ def read_shares(run: RunDirectory, labels: Sequence[str], *, choice: LabelChoice
     """Return the label mix that ``choice`` means for this run.
 
     Raises:
-        UserError: If 'histogram' is asked for and the run has none.
+        UserError: If 'histogram' or 'sqrt' is asked for and the run has no counts.
         LedgerMismatch: If the run's file does not fit the run.
     """
     names = tuple(labels)
@@ -49,16 +49,17 @@ def read_shares(run: RunDirectory, labels: Sequence[str], *, choice: LabelChoice
         return even
     found = _read_file(run)
     if found is None or found["source"] == "uniform":
-        if choice == "histogram":
+        if choice != "auto":
             raise UserError(
-                f"labels=histogram: {run.path} released no label counts (privacy.label_histogram_epsilon was null); "
+                f"labels={choice}: {run.path} released no label counts (privacy.label_histogram_epsilon was null); "
                 "use --labels uniform"
             )
         return even
     shares = dict(zip(found["labels"], found["shares"], strict=True))
     if set(shares) != set(names):
         raise LedgerMismatch(f"{run.path / HISTOGRAM} and its manifest name different labels; restore the run")
-    return LabelShares(labels=names, shares=tuple(shares[name] for name in names), source=found["source"])
+    power = 0.5 if choice == "sqrt" else 1.0
+    return LabelShares(labels=names, shares=tuple(shares[name] ** power for name in names), source=found["source"])
 
 
 def plan_labels(shares: LabelShares, num_records: int, *, seed: int) -> list[str]:

@@ -13,7 +13,7 @@ from safesynthdp.privacy.output_pricing import OutputMechanism
 
 MOST_ROUNDS = 20
 MOST_CANDIDATES = 20
-LabelChoice = Literal["auto", "histogram", "uniform"]
+LabelChoice = Literal["auto", "histogram", "sqrt", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,9 @@ class SampleConfig:
     untuned: bool = False
     """Sample from the base model before any training, uniform labels: the epsilon = 0 reference."""
     labels: LabelChoice = "auto"
-    """Texts per label: 'histogram' follows the noisy label counts of the run, 'uniform' spreads them evenly, 'auto'
-    takes the counts where the run has them."""
+    """Texts per label: 'histogram' follows the noisy label counts of the run, 'sqrt' their square roots (rare labels
+    get more texts, common ones still the most), 'uniform' spreads them evenly, 'auto' takes the counts where the run
+    has them."""
     temperature: float = 1.0
     """Divides the logits; 1 = the model's own distribution. No model's generation config is read."""
     top_k: int = 0
@@ -91,9 +92,9 @@ class SampleConfig:
             raise ConfigError(f"top_p={self.top_p} is outside (0, 1]; 1 = no limit")
         self._refuse_other_counts()
         self._refuse_unbounded_output()
-        if self.untuned and self.labels == "histogram":
+        if self.untuned and self.labels in ("histogram", "sqrt"):
             raise ConfigError(
-                "labels=histogram reads the run's counts, untuned reads nothing of the run; drop one of them"
+                f"labels={self.labels} reads the run's counts, untuned reads nothing of the run; drop one of them"
             )
 
     def _refuse_other_counts(self) -> None:
