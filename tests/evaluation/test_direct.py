@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.evaluation import direct_regression as regression
-from safesynthdp.evaluation.direct import Promise, predict_directly, promise_of
+from safesynthdp.evaluation.direct import Promise, predict_directly, predict_embedded_directly, promise_of
 from safesynthdp.evaluation.direct_bayes import NaiveBayesMechanism, analytic_gaussian, classify, count_table
 from safesynthdp.evaluation.hashed_words import hashed_words, unit_rows
 from safesynthdp.evaluation.inputs import Input
@@ -102,21 +103,35 @@ def test_naive_bayes_learns_from_an_exact_table() -> None:
     assert classify(found, test).tolist() == [0, 1, 2]
 
 
-def test_one_record_moves_a_private_step_by_no_more_than_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights after one noiseless step, with and without one record that is unlike all others."""
-    rows = [np.arange(1 + i % 5, dtype=np.int64) for i in range(40)]
+def hashed() -> tuple[Any, list[Any]]:
+    """A model of words, and 40 records of one to five of them."""
+    return regression.HashedRegression(FEATURES, 3), [np.arange(1 + i % 5, dtype=np.int64) for i in range(40)]
+
+
+def embedded() -> tuple[Any, list[Any]]:
+    """A model of vectors, and 40 of length 1, among them one that is unlike all others."""
+    vectors = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    vectors[6] = -1
+    return regression.EmbeddedRegression(5, 3), list(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("make", [hashed, embedded])
+def test_one_record_moves_a_private_step_by_no_more_than_the_clip(
+    make: Callable[[], tuple[Any, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights after one noiseless step, with and without one record."""
     classes = np.array([i % 3 for i in range(40)])
     monkeypatch.setattr(regression, "STEPS", 1)
     full = regression.make_mechanism(epsilon=4.0, delta=1e-5, adjacency="add_remove", num_units=40)
     monkeypatch.setattr(regression, "add_noise", lambda *args, **kwargs: None)
     after = list[Any]()
     for labels in (classes, np.where(np.arange(40) == 6, regression.IGNORED, classes)):
-        model = regression.HashedRegression(FEATURES, 3)
+        model, rows = make()
         regression.train(
             model, rows, labels, Units(members=tuple((i,) for i in range(40))), mechanism=full,
             learning_rate=1.0, keys=StepKeys.from_unsafe_seed(0),
         )  # fmt: skip
-        after.append(model.table.weight.detach().clone())
+        after.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
     assert 6 in full.draw_batch(step=0, keys=StepKeys.from_unsafe_seed(0))  # else the test compares nothing
     moved = float((after[0] - after[1]).norm()) * full.expected_batch_size
     assert 0 < moved <= regression.CLIP
@@ -163,6 +178,52 @@ def accuracy(records: tuple[Records, Records], epsilon: float, *, classes: tuple
 def test_direct_training_learns_at_a_large_epsilon_and_nothing_at_a_tiny_one(pairs: tuple[Records, Records]) -> None:
     assert min(accuracy(pairs, 8.0).values()) > 0.95
     assert max(accuracy(pairs, 0.001).values()) < 0.9
+
+
+def embedded_accuracy(records: tuple[Records, Records], epsilon: float, *, max_records: int = 20_000) -> float:
+    """Accuracy on vectors that tell the label from the first letter, mean over eight draws of the noise."""
+    real, holdout = records
+    promise = Promise(epsilon=epsilon, delta=1e-5, unit="record", adjacency="add_remove", source="test")
+    found = predict_embedded_directly(
+        real, holdout.texts, ("bad", "good"), embed=first_letter, max_records=max_records, promise=promise, seeds=8,
+        progress=lambda _: None,
+    )  # fmt: skip
+    truth = np.array([("bad", "good").index(label) for label in holdout.labels])
+    return float(np.mean([(said == truth).mean() for said in found]))
+
+
+def first_letter(texts: Sequence[str]) -> Any:
+    """A public encoder."""
+    return np.array([[1.0, 0.0] if text.startswith("good") else [0.0, 1.0] for text in texts], dtype=np.float32)
+
+
+def test_direct_training_on_vectors_learns_at_a_large_epsilon_and_nothing_at_a_tiny_one(
+    pairs: tuple[Records, Records],
+) -> None:
+    assert embedded_accuracy(pairs, 8.0) > 0.95
+    assert embedded_accuracy(pairs, 0.0005) < 0.9
+
+
+def test_of_too_many_records_each_stays_or_goes_by_its_own_text(
+    pairs: tuple[Records, Records], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[list[str]]()
+
+    def encoder(texts: Sequence[str]) -> Any:
+        seen.append(list(texts))
+        return np.ones((len(texts), 2), dtype=np.float32)
+
+    monkeypatch.setattr(sys.modules[__name__], "first_letter", encoder)
+    real, holdout = pairs
+    unlike = Records(
+        texts=tuple(f"{text} {i}" for i, text in enumerate(real.texts)), labels=real.labels,
+        record_ids=real.record_ids, label_set=real.label_set,
+    )  # fmt: skip
+    for train in (unlike, unlike.select(range(1, 3000))):
+        embedded_accuracy((train, holdout), 8.0, max_records=1000)
+    all_but_one, kept = seen[2], seen[0]
+    assert 900 < len(kept) < 1100
+    assert set(all_but_one) >= set(kept) - {unlike.texts[0]}, "no other record was driven out"
 
 
 def test_a_user_unit_without_user_ids_is_refused(pairs: tuple[Records, Records]) -> None:

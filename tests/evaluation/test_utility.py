@@ -1,13 +1,15 @@
 """What a classifier learns from synthetic text, between its floor and its ceiling."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.evaluation.downstream import parse_families, predict
+from safesynthdp.evaluation.direct import Promise
+from safesynthdp.evaluation.downstream import Settings, parse_families, predict
 from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.rows import Row, find
 from safesynthdp.evaluation.utility import Result, measure_utility
@@ -35,8 +37,27 @@ def measure(corpora: Corpora, *, families: tuple[str, ...] = ("lr", "nb"), seeds
     return measure_utility(corpora, families=families, seeds=seeds, progress=lambda _: None)
 
 
+@pytest.mark.parametrize("encoder", [None, "given"])
+def test_what_embeds_stands_beside_direct_training_on_the_same_vectors(
+    result: Result, corpora: Corpora, encoder: str | None
+) -> None:
+    def embed(texts: Sequence[str]) -> Any:
+        return np.array([[float("great" in text), float("dull" in text), 1.0] for text in texts], dtype=np.float32)
+
+    promise = Promise(epsilon=8.0, delta=1e-5, unit="record", adjacency="add_remove", source="test")
+    rows = measure_utility(
+        corpora, families=("nb", "emb"), seeds=1, progress=lambda _: None, promise=promise,
+        settings=Settings(embed=embed if encoder else None),
+    ).rows  # fmt: skip
+    beside = find(rows, "accuracy", train_on="dp_direct", model="emb")
+    assert beside is not None
+    assert (beside.value is None) == (encoder is None)
+    assert beside.value is not None or "--embedding_model" in str(beside.reason)
+    assert find(result.rows, "accuracy", train_on="dp_direct", model="emb") is None, "emb was not asked for"
+
+
 @pytest.fixture(scope="module")
-def result() -> Result:
+def corpora() -> Corpora:
     """Fresh text of the right distribution in the place of S, with a baseline that has no cue."""
     rng = random.Random(0)
 
@@ -51,11 +72,15 @@ def result() -> Result:
         ids = tuple(f"{i:x}-{count}" for i in range(count))
         return Records(texts=tuple(texts), labels=tuple(labels), record_ids=ids, label_set=("bad", "good"))
 
-    return measure(
-        Corpora(
-            real=records(500, 0.2), synthetic=records(150, 0.2), holdout=records(300, 0.2), baseline=records(200, 0.0)
-        )
+    return Corpora(
+        real=records(500, 0.2), synthetic=records(150, 0.2), holdout=records(300, 0.2), baseline=records(200, 0.0)
     )
+
+
+@pytest.fixture(scope="module")
+def result(corpora: Corpora) -> Result:
+    """All rows of it."""
+    return measure(corpora)
 
 
 def test_good_synthetic_text_comes_close_to_its_ceiling(result: Result) -> None:

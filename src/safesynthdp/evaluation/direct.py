@@ -9,6 +9,7 @@ The label set is that of the holdout: a record of T with another label adds noth
 public, as in the run: it sets the sample rate of the regression.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.errors import LedgerMismatch
+from safesynthdp.evaluation.downstream import Embed
 from safesynthdp.evaluation.inputs import Input
 from safesynthdp.privacy.ledger import Ledger, is_understated, recompute
 from safesynthdp.privacy.losses import Adjacency
 from safesynthdp.privacy.randomness import StepKeys
 from safesynthdp.records import Records
 
-MODELS = ("nb", "lr")
+WORD_MODELS, EMBEDDED = ("nb", "lr"), "emb"
+MODELS = (*WORD_MODELS, EMBEDDED)
 KEY_SEED = 7_400
 LEDGER, ARTIFACT = "ledger.json", "synthetic_text"
 Ints = NDArray[np.intp]
@@ -100,7 +103,7 @@ def predict_directly(
     seeds: int,
     progress: Callable[[str], None],
 ) -> dict[str, list[Ints]]:
-    """Return for each of ``MODELS`` its predictions of the test texts, one array [H] for each draw of the noise.
+    """Return for each of ``WORD_MODELS`` its predictions of the test texts, one array [H] for each draw of the noise.
 
     Raises:
         ConfigError: If the unit is the user and the records do not name theirs.
@@ -115,11 +118,50 @@ def predict_directly(
     train = words.hashed_words(real.texts, num_features=num_features)
     held_out = words.hashed_words(test, num_features=num_features)
     found = dict[str, list[Ints]]()
-    for model, predict in zip(MODELS, (_bayes, _regression), strict=True):
+    for model, predict in zip(WORD_MODELS, (_bayes, _regression), strict=True):
         found[model] = predict(
             train, classes_N, held_out, units, num_features, num_classes=len(classes), promise=promise, seeds=seeds
         )
         progress(f"trained {model} with DP on real (epsilon {promise.epsilon:.3g}, {len(units)} units)")
+    return found
+
+
+def predict_embedded_directly(
+    real: Records,
+    test: Sequence[str],
+    classes: Sequence[str],
+    *,
+    embed: Embed,
+    max_records: int,
+    promise: Promise,
+    seeds: int,
+    progress: Callable[[str], None],
+) -> list[Ints]:
+    """Return what a logistic regression says that was trained with DP on vectors of a public encoder, [H] a draw.
+
+    Args:
+        real: T.
+        test: The H texts to predict.
+        classes: The public label set.
+        embed: The encoder; the vector of a text depends on nothing else.
+        max_records: Of more records each stays by a hash of its own text, with the same public probability.
+        promise: What may be spent.
+        seeds: Draws of the noise.
+        progress: Gets a line.
+
+    Raises:
+        ConfigError: If the unit is the user and the records do not name theirs.
+    """
+    from safesynthdp.training.units import Units
+
+    number = {label: position for position, label in enumerate(classes)}
+    part = real.select(i for i, text in enumerate(real.texts) if _place(text) * len(real) < max_records)
+    classes_N = np.array([number.get(label, -1) for label in part.labels], dtype=np.int64)
+    units = Units.of(part, unit=promise.unit)
+    found = _train_embedded(
+        embed(part.texts), classes_N, embed(test), units, num_classes=len(classes), promise=promise, seeds=seeds
+    )
+    progress(f"trained {EMBEDDED} with DP on real (epsilon {promise.epsilon:.3g}, {len(units)} units)")
     return found
 
 
@@ -154,6 +196,31 @@ def _regression(
         )  # fmt: skip
         found.append(regression.classify(model, test))
     return found
+
+
+def _train_embedded(
+    train_ND: NDArray[np.float32], classes_N: Any, test_HD: NDArray[np.float32], units: Any, *,
+    num_classes: int, promise: Promise, seeds: int,
+) -> list[Ints]:  # fmt: skip
+    from safesynthdp.evaluation import direct_regression as regression
+
+    mechanism = regression.make_mechanism(
+        epsilon=promise.epsilon, delta=promise.delta, adjacency=promise.adjacency, num_units=len(units)
+    )
+    found = list[Ints]()
+    for seed in range(seeds):
+        model = regression.EmbeddedRegression(train_ND.shape[1], num_classes)
+        regression.train(
+            model, list(train_ND), classes_N, units, mechanism=mechanism,
+            learning_rate=regression.EMBEDDED_LEARNING_RATE, keys=_keys(EMBEDDED, seed),
+        )  # fmt: skip
+        found.append(regression.classify(model, list(test_HD)))
+    return found
+
+
+def _place(text: str) -> float:
+    """Return a number in [0, 1) that anybody can compute from the text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
 
 
 def _keys(model: str, seed: int) -> StepKeys:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from safesynthdp.evaluation.direct import MODELS, Promise, predict_directly
+from safesynthdp.evaluation.direct import EMBEDDED, WORD_MODELS, Promise, predict_directly, predict_embedded_directly
 from safesynthdp.evaluation.downstream import Settings, most_common
 from safesynthdp.evaluation.inputs import Corpora
 from safesynthdp.evaluation.intervals import Scores, percentile, score
@@ -83,7 +83,7 @@ def measure_utility(
     scores |= {("majority", family): exam.majority(family) for family in families}
     why_no_direct = promise if isinstance(promise, str) else None
     if isinstance(promise, Promise):
-        scores |= exam.sit_directly(corpora.real, promise, seeds=seeds, progress=progress)
+        scores |= exam.sit_directly(corpora.real, promise, families, seeds=seeds, progress=progress)
         warnings += _better_directly(scores, families, exam)
     table = UtilityTable(
         tests=exam.tests, classes=exam.classes, scores=scores, training_sets=tuple(training_sets),
@@ -91,7 +91,7 @@ def measure_utility(
         why_no_direct=why_no_direct,
     )  # fmt: skip
     rows = [row for family in families for row in table.rows(family)]
-    rows += table.majority_rows(families[0]) + table.direct_rows(tuple(families), MODELS)
+    rows += table.majority_rows(families[0]) + table.direct_rows(tuple(families), WORD_MODELS, EMBEDDED)
     sizes = {t.train_on: min(t.size, len(t.records)) for t in training_sets}
     return Result(rows=rows, train_sizes=sizes, warnings=warnings)
 
@@ -110,7 +110,7 @@ class _Exam:
         """Cut H to the cap of each family; direct DP training answers what the families on tf-idf answer."""
         classes, tests = sorted(set(holdout.labels)), dict[str, Records]()
         caps = {family: settings.max_test(family) for family in families}
-        caps |= dict.fromkeys(MODELS, settings.max_train_records)
+        caps |= dict.fromkeys(WORD_MODELS, settings.max_train_records)
         parts = {cap: subsamples(holdout, cap, seeds=1, stream=_HOLDOUT_STREAM)[0] for cap in set(caps.values())}
         tests = {model: parts[cap] for model, cap in caps.items()}
         truths = {model: _encode(part.labels, classes) for model, part in tests.items()}
@@ -133,12 +133,17 @@ class _Exam:
         return scores, sorted({problem for s in said for problem in s.problems})
 
     def sit_directly(
-        self, real: Records, promise: Promise, *, seeds: int, progress: Say
+        self, real: Records, promise: Promise, families: Sequence[str], *, seeds: int, progress: Say
     ) -> dict[tuple[str, str], Scores]:
-        """Return the scores of direct DP training."""
+        """Return the scores of direct DP training; on vectors only where ``emb`` was asked for and can."""
         found = predict_directly(
-            real, self.tests[MODELS[0]].texts, self.classes, promise=promise, seeds=seeds, progress=progress
+            real, self.tests[WORD_MODELS[0]].texts, self.classes, promise=promise, seeds=seeds, progress=progress
         )
+        if EMBEDDED in families and self.settings.embed is not None:
+            found[EMBEDDED] = predict_embedded_directly(
+                real, self.tests[EMBEDDED].texts, self.classes, embed=self.settings.embed,
+                max_records=self.settings.max_train_records, promise=promise, seeds=seeds, progress=progress,
+            )  # fmt: skip
         return {(DIRECT, model): self.mark(model, said, train_on=DIRECT) for model, said in found.items()}
 
     def majority(self, family: str) -> Scores:
@@ -174,13 +179,23 @@ def _size_warnings(corpora: Corpora, families: Sequence[str], settings: Settings
 
 
 def _better_directly(scores: Mapping[tuple[str, str], Scores], families: Sequence[str], exam: _Exam) -> list[str]:
-    """Say where direct DP training beats the synthetic text beyond the interval of the paired difference."""
-    size = len(exam.tests[MODELS[0]])
-    rivals = [family for family in families if len(exam.tests[family]) == size]
-    if not rivals:
-        return []
+    """Say where direct DP training beats the synthetic text beyond the interval of the paired difference.
+
+    Only what was tested on the same records is compared: the best on words, and apart from it what embeds, where that
+    predicts a smaller part.
+    """
+    trained = [model for model in (*WORD_MODELS, EMBEDDED) if (DIRECT, model) in scores]
+    found = list[str]()
+    for size in sorted({len(exam.tests[model]) for model in trained}, reverse=True):
+        rivals = [family for family in families if len(exam.tests[family]) == size]
+        direct = [model for model in trained if len(exam.tests[model]) == size]
+        found += _beaten(scores, rivals, direct) if rivals else []
+    return found
+
+
+def _beaten(scores: Mapping[tuple[str, str], Scores], rivals: Sequence[str], trained: Sequence[str]) -> list[str]:
     best = max(rivals, key=lambda family: scores["synthetic", family].accuracy)
-    model = max(MODELS, key=lambda name: scores[DIRECT, name].accuracy)
+    model = max(trained, key=lambda name: scores[DIRECT, name].accuracy)
     direct, synthetic = scores[DIRECT, model], scores["synthetic", best]
     low, high = percentile(direct.accuracy_D - synthetic.accuracy_D)
     if low <= 0:

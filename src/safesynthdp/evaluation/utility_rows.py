@@ -35,15 +35,21 @@ class UtilityTable:
         rows = [row for name in _ORDER for row in self._of(name, family)]
         return rows + [self._ratio(family, to) for to in RATIOS]
 
-    def direct_rows(self, families: tuple[str, ...], models: tuple[str, ...]) -> list[Row]:
-        """Return the rows of direct DP training: of each of its models, or null with the reason."""
+    def direct_rows(self, families: tuple[str, ...], words: tuple[str, ...], embedded: str) -> list[Row]:
+        """Return the rows of direct DP training: of each of its models, or null with the reason.
+
+        Args:
+            families: Those that were asked for.
+            words: Models on words.
+            embedded: The model on vectors, which has rows where its family was asked for.
+        """
         rows = list[Row]()
-        for model in models:
+        for model in (*words, *([embedded] if embedded in families else [])):
             beside = model if model in families else families[0]
             if (DIRECT, model) in self.scores:
                 rows += self._overall(DIRECT, beside, model=model, reads=_DIRECT_READS)
-            elif model in families or not set(models) & set(families):
-                reason = self.why_no_direct or "it was not trained"
+            elif model in families or not set(words) & set(families):
+                reason = self.why_no_direct or "it needs an encoder (--embedding_model): tf-idf counts private texts"
                 rows += [self._null(name, DIRECT, beside, model, reason, reads=_DIRECT_READS) for name in _OVERALL]
         return rows
 
