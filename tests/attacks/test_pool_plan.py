@@ -1,5 +1,6 @@
 """A pool is planned from a recipe: roles before coins, one key a shard, one recipe for all."""
 
+import gc
 import json
 import stat
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from safesynthdp.attacks import pool_plan
 from safesynthdp.attacks.assignment import members
 from safesynthdp.attacks.command import main
 from safesynthdp.attacks.pool import Pool
@@ -209,6 +211,24 @@ def test_a_plan_that_cannot_be_meant_is_refused(
 def test_a_directory_that_is_no_pool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         Pool.open(tmp_path)
+
+
+def test_a_plan_that_could_not_be_written_has_let_go_of_its_directory_at_once(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    gc.collect()
+    gc.disable()  # what a traceback holds is freed now or not at all
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(pool_plan, "assignment_table", full)
+            with pytest.raises(AssertionError):
+                plan()
+        assert plan().shards
+    finally:
+        gc.enable()
 
 
 def test_status_of_a_planned_pool_says_that_all_is_missing(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

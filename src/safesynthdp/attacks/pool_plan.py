@@ -131,8 +131,12 @@ def write_plan(plan: AuditPlan) -> Pool:
     Raises:
         ConfigError: If the directory holds something else.
     """
+    with RunDirectory.create(plan.config.output_dir, kind="shadow_pool", config={}) as run:
+        return _fill(run, plan)
+
+
+def _fill(run: RunDirectory, plan: AuditPlan) -> Pool:
     config = plan.config
-    run = RunDirectory.create(config.output_dir, kind="shadow_pool", config={})
     make_private_directory(run.path)
     write_text(run.path / CONFIG, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))
     make_private_directory(run.path / "data")
