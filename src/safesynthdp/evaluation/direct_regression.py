@@ -32,7 +32,7 @@ STEPS = 60
 BATCH_SHARE = 0.25
 CLIP = 1.0
 RATE_PER_EPSILON, MAX_LEARNING_RATE = 8.0, 64.0
-"""The learning rate on words is 8 epsilon, at most 64: settled once on builtin ``vader`` text; more noise wants less."""
+"""The learning rate on words is 8 epsilon, at most 64: settled once on ``vader`` text; more noise wants less."""
 EMBEDDED_LEARNING_RATE = 4.0
 """On vectors of length 1, at any epsilon: settled once on held-out ``vader`` text."""
 MOMENTUM = 0.9
