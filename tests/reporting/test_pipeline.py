@@ -79,6 +79,13 @@ def test_every_point_of_the_grid_gets_every_stage_and_the_untuned_model_is_sampl
     assert set(jobs["eps1-seed0/evaluation"].needs) == {"eps1-seed0/synthetic", "untuned"}
 
 
+@pytest.mark.parametrize("labels", ["histogram", "sqrt"])
+def test_the_untuned_model_follows_no_label_counts_whatever_the_sample_follows(tmp_path: Path, labels: str) -> None:
+    jobs = {job.key: job for job in stage_jobs(config(tmp_path, RECIPE, "--sample.flags", f"{{labels: {labels}}}"))}
+    said = {key: jobs[key].words[jobs[key].words.index("--labels") + 1] for key in ("untuned", "eps1-seed0/synthetic")}
+    assert said == {"untuned": "auto", "eps1-seed0/synthetic": labels}
+
+
 def test_a_job_stands_after_those_it_needs(tmp_path: Path) -> None:
     seen = set[str]()
     for job in stage_jobs(config(tmp_path)):

@@ -59,9 +59,10 @@ def _training(config: PipelineConfig, cell: Cell, root: Path) -> list[Job]:
 
 
 def _untuned(config: PipelineConfig, first: Cell, root: Path) -> Job:
-    """Text of the model before training: it depends on no epsilon, so one serves the grid."""
+    """Text of the model before training: it depends on no epsilon, so one serves the grid, and on no label counts."""
     out = root / UNTUNED
     given = {"run": str(root / first.name / "run"), "seed": first.seed, "untuned": True, "output_dir": str(out)}
+    given |= {"labels": "auto"}
     words = words_of(config.sample, ("sample",), given)
     recipe, needs = recipe_of(config.sample), (f"{first.name}/run",)
     return Job(key=UNTUNED, words=words, output_dir=out, needs=needs, launch=_launch(config), recipe=recipe)
