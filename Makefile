@@ -36,12 +36,16 @@ demo: setup
 	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
 
 # The evidence on two cores, every word goes on after a stop: grid, shadow pools, private prediction, one report (two
-# hours); then the same epsilons trained longer, and more texts (an hour and a half).
+# hours); then the same epsilons trained longer, and more texts (two hours more).
 REPRODUCE ?= runs/vader_cpu
 reproduce: setup
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu_long.yaml \
 		--output_dir $(REPRODUCE)_long
+	for cell in eps1-seed0 eps8-seed0; do grid=$(REPRODUCE)_long; \
+		OMP_NUM_THREADS=1 $(BIN)/safesynthdp evaluate --max_train_records 5000 --reference_model null \
+		--embedding_model minilm --real $$grid/$$cell/run --holdout $$grid/$$cell/run --synthetic $$grid/$$cell/synthetic \
+		--baseline $$grid/untuned --output_dir $$grid/$$cell/evaluation_5000 || exit 1; done
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_ratio.py

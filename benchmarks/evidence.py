@@ -45,13 +45,16 @@ def summary(grid: Path, long: Path | None) -> Json:
     grids = [grid] if long is None else [grid, long]
     first = _json(cells[0] / "run/manifest.json")
     points = [_point(cell, TRAINED, cell / "run/ledger.json", "weights") for cell in cells]
-    points += [_point(cell, LONG, cell / "run/ledger.json", "weights") for g in grids[1:] for cell in _cells(g)]
+    for cell in [cell for g in grids[1:] for cell in _cells(g)]:
+        parts = [cell / "evaluation", *sorted(path.parent for path in cell.glob("evaluation_*/metrics.json"))]
+        points += [_point(cell, LONG, cell / "run/ledger.json", "weights", evaluation=part) for part in parts]
     for folder in [path.parents[1] for path in sorted(grid.glob("*-eps*/evaluation/metrics.json"))]:
         if not (folder / "run").is_dir():
             name = folder.name.partition("-")[0]
             points.append(_point(folder, name, folder / "synthetic/ledger.json", "synthetic_text"))
     rows = _rows(cells[0])
-    references = {name: _accuracies(rows, name) for name in ("base_model", "real")}
+    more = [row for g in grids[1:] for cell in _cells(g)[:1] for row in _rows(cell)]  # with a classifier more
+    references = {name: _accuracies(more, name) | _accuracies(rows, name) for name in ("base_model", "real")}
     return {
         "date": first["created"][:10],
         "commits": sorted({_json(path)["commit"] for g in grids for path in _manifests(g)}),
@@ -74,9 +77,11 @@ def _cells(grid: Path) -> list[Path]:
     ]
 
 
-def _point(cell: Path, source: str, ledger: Path, artifact: str) -> Json:
+def _point(cell: Path, source: str, ledger: Path, artifact: str, *, evaluation: Path | None = None) -> Json:
+    """Return what is shown of one set of texts; ``evaluation`` may have read only the first of them."""
     release = next(r for r in _json(ledger)["releases"] if r["artifact"] == artifact)
-    rows = _rows(cell)
+    found = _json((evaluation or cell / "evaluation") / "metrics.json")
+    rows, sizes, most = found["metrics"], found["settings"]["train_sizes"], found["settings"]["max_train_records"]
     sample = _json(cell / "synthetic/manifest.json")
     mechanisms = {entry["id"]: entry["mechanism"] for entry in _json(ledger)["entries"]}
     return {
@@ -85,7 +90,8 @@ def _point(cell: Path, source: str, ledger: Path, artifact: str) -> Json:
         "epsilon": release["epsilon"],
         "delta": release["delta"],
         "mechanisms": mechanisms,
-        "num_texts": sample["num_records"],
+        "num_texts": min(sizes["synthetic"], most),
+        "num_matched": min(sizes.get("real_matched", sizes["real"]), most),  # as many texts as records: all of them
         "labels": yaml.safe_load((cell / "synthetic/config.yaml").read_text(encoding="utf-8")).get("labels"),
         "accuracy": _accuracies(rows, "synthetic"),
         "real_matched": _accuracies(rows, "real_matched"),

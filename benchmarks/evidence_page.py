@@ -5,7 +5,7 @@ from typing import Any
 
 from safesynthdp.privacy.command import round_up
 
-MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM"}
+MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM", "emb": "on MiniLM vectors"}
 TRAINED = "DP-SGD and token counts"
 LONG = "DP-SGD and token counts, trained longer"
 COLORS = {
@@ -25,28 +25,31 @@ def table(found: Json, *, is_short: bool = False) -> str:
     """Return the table and its facts in Markdown; the short one is that of README.md."""
     shown = [p for p in found["points"] if p["source"] in (TRAINED, LONG) or not is_short]
     head = [
-        "| classifiers trained on | epsilon | logistic regression | naive Bayes | linear SVM | told from real (AUC) |",
-        "|---|---|---|---|---|---|",
+        f"| classifiers trained on | epsilon | {' | '.join(MODELS.values())} | told from real (AUC) |",
+        f"|---|---|{'---|' * len(MODELS)}---|",
     ]
     lines = [_line(_what(p), _epsilon(p), p["accuracy"], p["c2st"]) for p in shown]
-    once = {p["epsilon"]: p for p in reversed(_private(found)) if p["source"] == TRAINED}
+    last = _private(found)[-1]["source"]  # the grid with most classifiers
+    once = {p["epsilon"]: p for p in reversed(_private(found)) if p["source"] == last}
     direct = [
         _line("the records themselves, with DP", _epsilon(p), p["dp_direct"], {}) for p in reversed(once.values())
     ]
     untuned = _line("text of the untuned model", "0", found["references"]["base_model"], found["untuned_c2st"])
-    real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in sorted(_matched(shown).items())]
+    matched = [(n, accuracy) for n, accuracy in sorted(_matched(shown).items()) if n < found["num_train"]]
+    real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in matched]
     whole = _line(f"all {found['num_train']:,} real texts", "none", found["references"]["real"], {})
     return "\n".join([*head, *lines, *direct, untuned, *real, whole, "", *_facts(found, is_short), ""])
 
 
 def _private(found: Json) -> list[Json]:
     """Return the points that have an epsilon, one a training."""
-    return [p for p in found["points"] if p["source"] in (TRAINED, LONG) and p["epsilon"]]
+    points = [p for p in found["points"] if p["source"] in (TRAINED, LONG) and p["epsilon"]]
+    return list({(p["source"], p["name"]): p for p in reversed(points)}.values())[::-1]
 
 
 def _matched(points: list[Json]) -> dict[int, Json]:
     """Return what as many real texts reach, by their number."""
-    return {p["num_texts"]: p["real_matched"] for p in reversed(points) if p["real_matched"]}
+    return {p["num_matched"]: p["real_matched"] for p in reversed(points) if p["real_matched"]}
 
 
 def _facts(found: Json, is_short: bool) -> list[str]:
@@ -56,8 +59,9 @@ def _facts(found: Json, is_short: bool) -> list[str]:
     lines = [
         f"Accuracy on {found['num_test']:,} held-out real texts of four domains, 95 % interval (half of them were also "
         "looked at while settings of the token matching were chosen, the other half never); "
-        f"{found['num_train']:,} records to train on; the last column is the AUC of a classifier that tells the text "
-        "from real text by its words (0.5 = it cannot).",
+        f"{found['num_train']:,} records to train on; on MiniLM vectors: logistic regression on sentence embeddings, "
+        "2,000 texts at most to train and to test on (all records where they are trained on with DP); the last column "
+        "is the AUC of a classifier that tells the text from real text by its words (0.5 = it cannot).",
         "",
         *(f"- {_priced(p)}" for p in _private(found)),
         "",
@@ -116,7 +120,8 @@ def _what(point: Json) -> str:
     source = point["source"]
     by = source if source.startswith("DP-SGD") else f"private prediction, {source}"
     by = "the same training without noise or clip" if point["epsilon"] is None else by
-    mix = ", as many of each label" if point["labels"] == "uniform" else ""
+    mixes = {"uniform": ", as many of each label", "sqrt": ", labels by square roots"}
+    mix = mixes.get(point["labels"], "")
     return f"{point['num_texts']:,} synthetic texts{mix}: {by}"
 
 
@@ -181,21 +186,21 @@ def draw(found: Json, path: Path) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for axes, model in zip(panels, ("lr", "nb"), strict=True):
-        for source, color in COLORS.items():
-            points = [p for p in found["points"] if p["source"] == source and model in p["accuracy"]]
+        for (source, count), points in _series(found["points"], model).items():
             points.sort(key=lambda p: p["epsilon"] or NO_GUARANTEE)
-            if not points:
-                continue
             x = [p["epsilon"] or NO_GUARANTEE for p in points]
             y = [p["accuracy"][model] for p in points]
             spread = [[v - low for v, low, _ in y], [high - v for v, _, high in y]]
-            label = f"{source} ({points[0]['num_texts']:,} texts)"
-            axes.errorbar(x, [v for v, _, _ in y], yerr=spread, marker="o", color=color, label=label, capsize=3)
+            is_more = any(s == source and n < count for s, n in _series(found["points"], model))
+            style = {"marker": "s", "linestyle": "--"} if is_more else {"marker": "o", "linestyle": "-"}
+            label, color = f"{source} ({count:,} texts)", COLORS[source]
+            axes.errorbar(x, [v for v, _, _ in y], yerr=spread, color=color, label=label, capsize=3, **style)
         direct = [p for p in _private(found) if model in p["dp_direct"]]
         axes.plot([p["epsilon"] for p in direct], [p["dp_direct"][model][0] for p in direct], "^", mfc="white",
                   mec="#444444", label="trained on the records with DP")  # fmt: skip
         levels = {"all real": found["references"]["real"], "untuned": found["references"]["base_model"]}
-        levels |= {f"{count:,} real": accuracy for count, accuracy in _matched(found["points"]).items()}
+        matched = _matched(found["points"]).items()
+        levels |= {f"{count:,} real": accuracy for count, accuracy in matched if count < found["num_train"]}
         for words, accuracy in levels.items():
             value = accuracy[model][0]
             axes.axhline(value, color="#777777", linewidth=1, linestyle=(0, (5, 3)))
@@ -211,3 +216,12 @@ def draw(found: Json, path: Path) -> None:
     figure.legend(handles, names, fontsize=8, loc="lower center", ncol=3, frameon=False)
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None})
+
+
+def _series(points: list[Json], model: str) -> dict[tuple[str, int], list[Json]]:
+    """Return the points of each line, by source and number of texts, the sources in the order of their colours."""
+    found: dict[tuple[str, int], list[Json]] = {}
+    for point in points:
+        if model in point["accuracy"]:
+            found.setdefault((point["source"], point["num_texts"]), []).append(point)
+    return dict(sorted(found.items(), key=lambda pair: (list(COLORS).index(pair[0][0]), pair[0][1])))
