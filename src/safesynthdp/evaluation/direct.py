@@ -152,15 +152,18 @@ def predict_embedded_directly(
     Raises:
         ConfigError: If the unit is the user and the records do not name theirs.
     """
+    from safesynthdp.evaluation.direct_regression import EMBEDDED_LEARNING_RATE, EmbeddedRegression
     from safesynthdp.training.units import Units
 
     number = {label: position for position, label in enumerate(classes)}
     part = real.select(i for i, text in enumerate(real.texts) if _place(text) * len(real) < max_records)
     classes_N = np.array([number.get(label, -1) for label in part.labels], dtype=np.int64)
     units = Units.of(part, unit=promise.unit)
-    found = _train_embedded(
-        embed(part.texts), classes_N, embed(test), units, num_classes=len(classes), promise=promise, seeds=seeds
-    )
+    vectors_ND = embed(part.texts)
+    found = _train(
+        lambda: EmbeddedRegression(vectors_ND.shape[1], len(classes)), list(vectors_ND), classes_N, list(embed(test)),
+        units, name=EMBEDDED, learning_rate=EMBEDDED_LEARNING_RATE, promise=promise, seeds=seeds,
+    )  # fmt: skip
     progress(f"trained {EMBEDDED} with DP on real (epsilon {promise.epsilon:.3g}, {len(units)} units)")
     return found
 
@@ -182,26 +185,19 @@ def _regression(
     train: Sequence[Any], classes_N: Any, test: Sequence[Any], units: Any, num_features: int, *,
     num_classes: int, promise: Promise, seeds: int,
 ) -> list[Ints]:  # fmt: skip
-    from safesynthdp.evaluation import direct_regression as regression
+    from safesynthdp.evaluation.direct_regression import HashedRegression, learning_rate_for
 
-    mechanism = regression.make_mechanism(
-        epsilon=promise.epsilon, delta=promise.delta, adjacency=promise.adjacency, num_units=len(units)
-    )
-    found = list[Ints]()
-    for seed in range(seeds):
-        model = regression.HashedRegression(num_features, num_classes)
-        regression.train(
-            model, train, classes_N, units, mechanism=mechanism,
-            learning_rate=regression.learning_rate_for(promise.epsilon), keys=_keys("lr", seed),
-        )  # fmt: skip
-        found.append(regression.classify(model, test))
-    return found
+    return _train(
+        lambda: HashedRegression(num_features, num_classes), train, classes_N, test, units,
+        name="lr", learning_rate=learning_rate_for(promise.epsilon), promise=promise, seeds=seeds,
+    )  # fmt: skip
 
 
-def _train_embedded(
-    train_ND: NDArray[np.float32], classes_N: Any, test_HD: NDArray[np.float32], units: Any, *,
-    num_classes: int, promise: Promise, seeds: int,
+def _train(
+    make: Callable[[], Any], train: Sequence[Any], classes_N: Any, test: Sequence[Any], units: Any, *,
+    name: str, learning_rate: float, promise: Promise, seeds: int,
 ) -> list[Ints]:  # fmt: skip
+    """Train a new regression by the engine for each draw of the noise; return what each says."""
     from safesynthdp.evaluation import direct_regression as regression
 
     mechanism = regression.make_mechanism(
@@ -209,12 +205,11 @@ def _train_embedded(
     )
     found = list[Ints]()
     for seed in range(seeds):
-        model = regression.EmbeddedRegression(train_ND.shape[1], num_classes)
+        model = make()
         regression.train(
-            model, list(train_ND), classes_N, units, mechanism=mechanism,
-            learning_rate=regression.EMBEDDED_LEARNING_RATE, keys=_keys(EMBEDDED, seed),
-        )  # fmt: skip
-        found.append(regression.classify(model, list(test_HD)))
+            model, train, classes_N, units, mechanism=mechanism, learning_rate=learning_rate, keys=_keys(name, seed)
+        )
+        found.append(regression.classify(model, test))
     return found
 
 
