@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--prompt_tokens", type=int, default=48)
     parser.add_argument("--skip_difference", action="store_true", help="leave out the arms with a public model in (a)")
     parser.add_argument("--only", choices=["one", "shards"], help="measure table (a) alone, or (b)")
+    parser.add_argument("--mechanisms", nargs="+", choices=list(NUMBERS), default=list(NUMBERS))
     arguments = parser.parse_args()
     bench = Bench(arguments)
     one = {} if arguments.only == "shards" else measure(bench.one_model_arms(), arguments.repeats)
@@ -79,7 +80,7 @@ class Bench:
     def one_model_arms(self) -> dict[str, Arm]:
         """Return the arms of table (a)."""
         arms: dict[str, Arm] = {"model.generate": self.generate, "our plain loop": self.plain_loop}
-        for name in NUMBERS:
+        for name in self.arguments.mechanisms:
             arms[f"{name}, recentre"] = lambda name=name: self.one_model(name, public=False)
         if not self.arguments.skip_difference:
             arms["softmax, difference"] = lambda: self.one_model("softmax", public=True)
@@ -88,7 +89,7 @@ class Bench:
     def shard_arms(self) -> dict[str, Arm]:
         """Return the arms of table (b)."""
         arms: dict[str, Arm] = {"S + 1 plain sequences": self.floor, "all plain sequences at once": self.low_floor}
-        return arms | {name: lambda n=name: self.shards(n) for name in NUMBERS}
+        return arms | {name: lambda n=name: self.shards(n) for name in self.arguments.mechanisms}
 
     def generate(self) -> float:
         """Plain sampling by transformers."""

@@ -11,6 +11,7 @@ Writes benchmarks/results/DATE-token-matching-MODEL.md.
 """
 
 import argparse
+import itertools
 import platform
 import subprocess
 import time
@@ -25,12 +26,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 
 from safesynthdp.data_config import DataConfig
-from safesynthdp.generation.decoding import Steering
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.sampling import plan_rows, sample_texts
 from safesynthdp.generation.selection import select
 from safesynthdp.generation.settings import SampleConfig
-from safesynthdp.generation.token_matching import TokenTargets, matching_rounds
+from safesynthdp.generation.steering import Steering
+from safesynthdp.generation.token_matching import matching_rounds
+from safesynthdp.generation.token_targets import TokenTargets
 from safesynthdp.model_config import ModelConfig
 from safesynthdp.models import (
     LoadedModel,
@@ -46,8 +48,9 @@ from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.record_set import Records, split_bucket
 from safesynthdp.records import load_split
 from safesynthdp.training.examples import encode, text_ids
-from safesynthdp.training.token_counts import least_sure, token_table
+from safesynthdp.training.token_counts import token_table
 from safesynthdp.training.units import Units
+from safesynthdp.word_columns import WordColumns
 
 PROMPT = "<|im_start|>user\nWrite one short sentence of a {label}.<|im_end|>\n<|im_start|>assistant\n"
 FIRST_BUCKET, MIDDLE, END = 80, 85, 90
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--word_buckets", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     quiet()
     began = time.monotonic()
@@ -70,16 +74,16 @@ def main() -> None:
     held = split.holdout
     halves = [_part(held, low, high) for low, high in ((FIRST_BUCKET, MIDDLE), (MIDDLE, END))]
     loaded = _loaded(arguments.model, split.train.label_set)
-    lines = ["| epsilon | temperature | rounds | candidates | distance | logistic regression | naive Bayes |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for epsilon in arguments.epsilons:
-        targets = _targets(halves[0], loaded, epsilon, size=len(split.train))
+    lines = ["| epsilon | word buckets | temperature | rounds | candidates | distance | LR | naive Bayes |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for epsilon, buckets in itertools.product(arguments.epsilons, arguments.word_buckets):
+        targets = _targets(halves[0], loaded, epsilon, size=len(split.train), buckets=buckets)
         for temperature in arguments.temperatures:
             for row in _study(loaded, targets, halves[1], arguments, epsilon, temperature):
                 print(row, flush=True)
                 lines.append(row)
     real = [_score(halves[0].select(range(arguments.num_records)), halves[1])]
-    lines.append(f"| real texts | | | | | {real[0][0]:.3f} | {real[0][1]:.3f} |")
+    lines.append(f"| real texts | | | | | | {real[0][0]:.3f} | {real[0][1]:.3f} |")
     _write(arguments, lines, halves, seconds=time.monotonic() - began)
 
 
@@ -110,8 +114,9 @@ def _study(
         batch_size=300,
         advance=lambda _: None,
     )
-    biases = {0: torch.zeros(targets.sums_LV.shape)}
-    biases |= {number: found.bias_LV for number, found in enumerate(fitted, start=1)}
+    biases, wanted_LC = {0: torch.zeros(targets.released_LC.shape)}, np.empty(0)
+    for number, found in enumerate(fitted, start=1):
+        biases[number], wanted_LC = found.bias_LC, found.wanted_LC.numpy()
     told = []
     for number in arguments.rounds:
         texts = sample_texts(
@@ -121,20 +126,20 @@ def _study(
             config,
             advance=lambda _: None,
             keep=lambda _: None,
-            steering=Steering(biases[number]),
+            steering=Steering(biases[number], targets.columns),
         )
         drawn = [texts[row.number].text for row in rows]
         tokens = [[*ids, loaded.eos_token_id] for ids in text_ids(drawn, tokenizer=loaded.tokenizer)]
-        chosen = select(tokens, plan, targets)
+        chosen = select(tokens, plan, targets, wanted_LC)
         ways = ((1, range(wanted), chosen.distance_unselected), (many, chosen.kept, chosen.distance_kept))
         for candidates, which, distance in ways:
             lr, nb = _accuracies([drawn[i] for i in which], labels, test)
-            cells = f"{epsilon:g} | {temperature:g} | {number} | {candidates} | {distance:.3f} | {lr:.3f} | {nb:.3f}"
-            told.append(f"| {cells} |")
+            settings = f"{epsilon:g} | {targets.columns.num_buckets} | {temperature:g} | {number} | {candidates}"
+            told.append(f"| {settings} | {distance:.3f} | {lr:.3f} | {nb:.3f} |")
     return told
 
 
-def _targets(records: Records, loaded: LoadedModel, epsilon: float, *, size: int) -> TokenTargets:
+def _targets(records: Records, loaded: LoadedModel, epsilon: float, *, size: int, buckets: int) -> TokenTargets:
     """Return the counts of one part, with the noise of ``size`` records at 0.8 of ``epsilon``, in proportion."""
     examples = encode(
         records.texts,
@@ -143,25 +148,22 @@ def _targets(records: Records, loaded: LoadedModel, epsilon: float, *, size: int
         template=loaded.template,
         max_length=loaded.max_length,
     )
-    table_LV = token_table(
+    columns = WordColumns.of(loaded.tokenizer, num_tokens=logits_width(loaded.model), num_buckets=buckets)
+    table_LC = token_table(
         examples,
         records.labels,
         label_set=loaded.label_set,
-        vocab_size=logits_width(loaded.model),
+        columns=columns,
         units=Units.of(records, unit="record"),
     )
     full = TokenHistogramMechanism.from_epsilon(0.8 * epsilon, delta=1e-5, adjacency="add_remove")
     noise = full.noise_multiplier * len(records) / size
     mechanism = TokenHistogramMechanism(noise_multiplier=noise)
-    noisy_LV = mechanism.draw(table_LV, keys=StepKeys.from_unsafe_seed(0))
-    least_L = np.array([least_sure(noisy_V, noise) for noisy_V in noisy_LV])
     return TokenTargets(
         labels=loaded.label_set,
-        sums_LV=np.where(noisy_LV >= least_L[:, None], noisy_LV, 0.0),
-        totals_L=noisy_LV.sum(axis=1),
-        least_L=least_L,
+        columns=columns,
+        released_LC=mechanism.draw(table_LC, keys=StepKeys.from_unsafe_seed(0)),
         noise_std=noise,
-        source="gaussian",
     )
 
 

@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 LEDGER = "ledger.json"
 STATE = "state"
 CHECKPOINT = "checkpoint"
-TOKENS = "token_histogram.json"
+TOKENS = "token_histogram.safetensors"
 _VERSIONED = ("safesynthdp", "torch", "transformers", "peft", "opacus", "accelerate", "dp-accounting", "numpy")
 
 

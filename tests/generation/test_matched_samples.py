@@ -1,10 +1,12 @@
 """``safesynthdp sample`` on a run with token counts: followed, chosen by, paid for, resumed."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -12,11 +14,13 @@ from safesynthdp.cli import run as run_door
 from safesynthdp.errors import LedgerMismatch
 from safesynthdp.generation.command import main
 from safesynthdp.generation.decoding import decode_wave
-from safesynthdp.generation.token_matching import Matched, read_targets
+from safesynthdp.generation.token_matching import Matched
+from safesynthdp.generation.token_targets import read_targets
 from safesynthdp.privacy.ledger import Ledger, Release, release_epsilon
-from safesynthdp.privacy.storage import write_json
 from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
-from safesynthdp.runs import LEDGER, RunDirectory
+from safesynthdp.runs import LEDGER, TOKENS, RunDirectory
+from safesynthdp.token_file import TokenFile
+from safesynthdp.word_columns import WordColumns
 
 V = 259
 MECHANISM = TokenHistogramMechanism(noise_multiplier=2.0)
@@ -25,18 +29,13 @@ MECHANISM = TokenHistogramMechanism(noise_multiplier=2.0)
 def with_tokens(run: RunDirectory, *, is_paid: bool = True, source: str = "gaussian", vocab_size: int = V) -> None:
     """Leave token counts in a run as training leaves them."""
     labels, favourites = run.manifest["data"]["label_set"], (30, 40, 50)
-    sums = {label: {str(token): 500.0, "1": 300.0} for label, token in zip(labels, favourites, strict=True)}
     noise = 2.0 if source == "gaussian" else 0.0
-    totals = {label: sum(cells.values()) + 5.0 for label, cells in sums.items()}
-    content = {
-        "source": source,
-        "noise_std": noise,
-        "least": dict.fromkeys(labels, 4 * noise),
-        "vocab_size": vocab_size,
-        "totals": totals,
-    }
-    content["sums"] = sums
-    write_json(run.path / "token_histogram.json", content, private=True)
+    sums_LC = np.zeros((len(labels), vocab_size), dtype=np.float32)
+    for row, token in enumerate(favourites):
+        sums_LC[row, [token, 1]] = 500.0, 300.0
+    TokenFile(labels=tuple(labels), vocab_size=vocab_size, word_buckets=0, noise_std=noise, sums_LC=sums_LC).write(
+        run.path / TOKENS
+    )
     if not is_paid:
         return
     ledger = Ledger.read(run.path / LEDGER)
@@ -153,8 +152,8 @@ def test_counts_with_another_noise_than_the_ledger_s_are_refused(
 ) -> None:
     run = make_run()
     with_tokens(run)
-    path = run.path / "token_histogram.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_std": 0.1}))
+    path = run.path / TOKENS
+    dataclasses.replace(TokenFile.read(path), noise_std=0.1).write(path)
     assert run_door(main, words(run, tmp_path / "text")) == 2
     assert "does not pay for it" in capsys.readouterr().err
 
@@ -167,33 +166,30 @@ def test_counts_that_a_run_took_and_that_are_gone_are_missed(
     config["privacy"]["token_histogram_share"] = 0.5
     (run.path / "config.yaml").write_text(yaml.safe_dump(config))
     assert run_door(main, words(run, tmp_path / "text")) == 2
-    assert "token_histogram.json is missing" in capsys.readouterr().err
+    assert "token_histogram.safetensors is missing" in capsys.readouterr().err
     assert run_door(main, words(run, tmp_path / "text2", token_matching_rounds=0)) == 0
 
 
-@pytest.mark.parametrize("damage", ["labels", "vocab_size", "token", "value", "form", "totals", "no vocab_size"])
-def test_counts_that_do_not_fit_the_run_are_refused(
-    make_run: Callable[..., RunDirectory], damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("damage", ["labels", "vocab_size", "buckets", "value", "width", "claim", "form", "nothing"])
+def test_counts_that_do_not_fit_the_run_are_refused(make_run: Callable[..., RunDirectory], damage: str) -> None:
     run = make_run()
     with_tokens(run, vocab_size=300 if damage == "vocab_size" else V)
-    path = run.path / "token_histogram.json"
-    content = json.loads(path.read_text())
+    path = run.path / TOKENS
+    found = TokenFile.read(path)
     if damage == "labels":
-        content["sums"]["worse"] = content["sums"].pop("bad")
-    elif damage == "token":
-        content["sums"]["bad"]["259"] = 1.0
+        dataclasses.replace(found, labels=("worse", "good", "so so")).write(path)
+    elif damage == "buckets":
+        dataclasses.replace(found, vocab_size=V - 9, word_buckets=9).write(path)
     elif damage == "value":
-        content["sums"]["bad"]["30"] = -1.0
-    elif damage == "totals":
-        content["totals"].pop("good")
-    elif damage == "no vocab_size":
-        content.pop("vocab_size")
-    elif damage == "form":
-        content["sums"] = [1, 2]
-    path.write_text(json.dumps(content))
-    with pytest.raises(LedgerMismatch, match="does not fit the run"):
-        read_targets(run, ["bad", "good", "so so"], vocab_size=V)
+        dataclasses.replace(found, sums_LC=np.full_like(found.sums_LC, np.nan)).write(path)
+    elif damage == "width":
+        dataclasses.replace(found, sums_LC=found.sums_LC[:, 1:]).write(path)
+    elif damage == "claim":
+        path.write_bytes(path.read_bytes().replace(b"gaussian", b"exact   "))
+    elif damage in {"form", "nothing"}:
+        path.write_bytes(b"{}" if damage == "form" else b"")
+    with pytest.raises(LedgerMismatch, match="restore it"):
+        read_targets(run, ["bad", "good", "so so"], WordColumns.plain(V))
 
 
 def test_a_sample_writes_one_of_three_texts_and_comes_closer_by_it(

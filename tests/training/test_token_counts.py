@@ -1,7 +1,7 @@
 """The token counts of a run: what one record can move, what is written, and that it is paid for."""
 
 import csv
-import json
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from safesynthdp.cli import run as run_door
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.ledger import Ledger, recompute_all
-from safesynthdp.privacy.randomness import StepKeys
-from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
+from safesynthdp.runs import TOKENS
+from safesynthdp.token_file import TokenFile
 from safesynthdp.training.command import main
 from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.examples import Example
-from safesynthdp.training.token_counts import least_sure, token_table
+from safesynthdp.training.token_counts import token_table
 from safesynthdp.training.units import Units
+from safesynthdp.word_columns import WordColumns
 
 LABELS = ("bad", "good")
 V = 12
@@ -31,18 +32,26 @@ a_text = st.lists(st.integers(0, V - 1), min_size=1, max_size=30)
 a_record = st.tuples(a_text, st.sampled_from(LABELS))
 
 
-def table(records: list[tuple[list[int], str]], members: tuple[tuple[int, ...], ...] | None = None) -> Any:
+WORDS = WordColumns(num_tokens=V, num_buckets=16, begins_V=np.arange(V) > 4, ends_V=np.arange(V) > 6)
+some_columns = st.sampled_from([WordColumns.plain(V), WORDS])
+
+
+def table(
+    records: list[tuple[list[int], str]],
+    members: tuple[tuple[int, ...], ...] | None = None,
+    columns: WordColumns = WORDS,
+) -> Any:
     examples = [Example(input_ids=(0, 3, *ids), num_prompt_tokens=2, is_truncated=False) for ids, _ in records]
     units = Units(members=members or tuple((i,) for i in range(len(records))))
-    return token_table(examples, [label for _, label in records], label_set=LABELS, vocab_size=V, units=units)
+    return token_table(examples, [label for _, label in records], label_set=LABELS, columns=columns, units=units)
 
 
 @settings(max_examples=100)
-@given(records=st.lists(a_record, max_size=6), more=a_record)
+@given(records=st.lists(a_record, max_size=6), more=a_record, columns=some_columns)
 def test_one_record_more_moves_the_table_by_norm_one(
-    records: list[tuple[list[int], str]], more: tuple[list[int], str]
+    records: list[tuple[list[int], str]], more: tuple[list[int], str], columns: WordColumns
 ) -> None:
-    moved = np.linalg.norm(table([*records, more]) - table(records))
+    moved = np.linalg.norm(table([*records, more], columns=columns) - table(records, columns=columns))
     assert moved == pytest.approx(1.0, abs=1e-9)
 
 
@@ -66,10 +75,11 @@ def test_all_records_of_a_user_together_move_it_by_at_most_one(
 
 
 def test_the_prompt_does_not_count_and_the_end_of_text_does() -> None:
-    found = table([([5, 5, 1], "good")])
+    found = table([([5, 5, 1], "good")], columns=WordColumns.plain(V))
     assert found[0].sum() == 0
-    assert found[1, 5] == pytest.approx(2 / math.sqrt(5))
-    assert found[1, 1] == pytest.approx(1 / math.sqrt(5))
+    weighted = 2 * WORDS.weight_C[5], WORDS.weight_C[1]
+    assert found[1, 5] == pytest.approx(weighted[0] / math.hypot(*weighted))
+    assert found[1, 1] == pytest.approx(weighted[1] / math.hypot(*weighted))
     assert found[1, [0, 3]].sum() == 0
 
 
@@ -115,14 +125,28 @@ def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, argum
         assert release.epsilon is not None
         assert release.epsilon >= again * (1 - 1e-9)
         assert 7.8 <= release.epsilon <= 8
-    path = tmp_path / "run" / "token_histogram.json"
-    found = json.loads(path.read_text())
+    path = tmp_path / "run" / "token_histogram.safetensors"
+    found = TokenFile.read(path)
     assert path.stat().st_mode & 0o077 == 0, "for the owner alone, until somebody releases it"
-    assert found["source"] == "gaussian"
-    assert found["noise_std"] == noise
-    for label, cells in found["sums"].items():
-        assert cells, "what all records of a label share stands out of the noise"
-        assert min(cells.values()) >= found["least"][label] > 2 * noise
+    assert (found.source, found.noise_std, found.labels) == ("gaussian", noise, ("good", "bad"))
+    assert found.sums_LC.shape == (2, 259)
+    assert found.sums_LC.max() > 5 * noise, "what all records of a label share stands out of the noise"
+    assert found.sums_LC.std() > 0.8 * noise, "every cell has noise, those of no record too"
+
+
+def test_words_are_counted_in_buckets_at_the_same_price(
+    tmp_path: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"privacy__token_histogram_word_buckets": 1024, "output_dir": tmp_path / "words"}
+    assert run_door(main, arguments(**words)) == 0
+    assert run_door(main, arguments()) == 0
+    found = TokenFile.read(tmp_path / "words" / TOKENS)
+    assert (found.vocab_size, found.word_buckets) == (259, 1024)
+    assert found.sums_LC[:, 259:].max() > 5 * found.noise_std, "most letters stand inside words"
+    ledgers = [Ledger.read(tmp_path / folder / "ledger.json") for folder in ("words", "run")]
+    assert ledgers[0].entry("token_histogram").mechanism == ledgers[1].entry("token_histogram").mechanism
+    assert run_door(main, arguments(**{**words, "privacy__token_histogram_word_buckets": 100})) == 2
+    assert "error: " in capsys.readouterr().err
 
 
 def test_less_noise_for_the_counts_leaves_more_for_the_steps(tmp_path: Path, arguments: Arguments) -> None:
@@ -132,15 +156,16 @@ def test_less_noise_for_the_counts_leaves_more_for_the_steps(tmp_path: Path, arg
         assert run_door(main, arguments(privacy__token_histogram_share=share, output_dir=folder)) == 0
         ledger = Ledger.read(folder / "ledger.json")
         noises.append(ledger.entry("dpsgd").mechanism["noise_multiplier"])
-        assert (folder / "token_histogram.json").is_file() == ledger.has("token_histogram") == (share is not None)
+        assert (folder / TOKENS).is_file() == ledger.has("token_histogram") == (share is not None)
     assert noises[0] > noises[1] > noises[2]
 
 
 def test_without_privacy_the_sums_are_exact_and_nothing_is_claimed(tmp_path: Path, arguments: Arguments) -> None:
     changes = {"privacy__mode": "none", "privacy__target_epsilon": None}
     assert run_door(main, arguments(**changes)) == 0
-    found = json.loads((tmp_path / "run" / "token_histogram.json").read_text())
-    assert (found["source"], found["noise_std"], found["least"]) == ("exact", 0.0, {"good": 0.0, "bad": 0.0})
+    found = TokenFile.read(tmp_path / "run" / TOKENS)
+    assert (found.source, found.noise_std) == ("exact", 0.0)
+    assert found.sums_LC.min() == 0
     ledger = Ledger.read(tmp_path / "run" / "ledger.json")
     assert [entry.kind for entry in ledger.entries] == ["none"]
     assert all(release.epsilon is None for release in ledger.releases)
@@ -154,14 +179,14 @@ def test_counts_that_are_gone_from_a_run_that_trained_are_not_drawn_again(
 ) -> None:
     with killed_in_step(3):
         assert run_door(main, arguments()) == 130
-    path = tmp_path / "run" / "token_histogram.json"
-    kept = path.read_text()
+    path = tmp_path / "run" / "token_histogram.safetensors"
+    kept = path.read_bytes()
     path.unlink()
     assert run_door(main, arguments()) == 2
-    assert "token_histogram.json is missing" in capsys.readouterr().err
-    path.write_text(kept)
+    assert "token_histogram.safetensors is missing" in capsys.readouterr().err
+    path.write_bytes(kept)
     assert run_door(main, arguments()) == 0
-    assert path.read_text() == kept
+    assert path.read_bytes() == kept
 
 
 def test_a_new_target_is_met_with_the_counts_that_were_taken_under_the_old_one(
@@ -197,8 +222,8 @@ def test_one_run_draws_from_one_table_for_life(
     with monkeypatch.context() as patch:
         patch.setattr(session, "train", dies)
         assert run_door(main, arguments()) == 130
-    path = tmp_path / "run" / "token_histogram.json"
-    released = path.read_text()
+    path = tmp_path / "run" / "token_histogram.safetensors"
+    released = path.read_bytes()
     path.unlink()
     again = [*arguments(data__max_length=30), "--resume_with_new_segment", "true"]
     assert run_door(main, again) == 2
@@ -213,7 +238,7 @@ def test_one_run_draws_from_one_table_for_life(
         assert run_door(main, arguments(data__max_length=None, output_dir=tmp_path / "other")) == 130
     assert not path.is_file()
     assert run_door(main, [*arguments(), "--resume_with_new_segment", "true"]) == 0
-    assert path.read_text() == released, "the same table, the same noise: one release"
+    assert path.read_bytes() == released, "the same table, the same noise: one release"
 
 
 def test_counts_with_another_noise_than_the_ledger_s_are_refused(
@@ -224,36 +249,22 @@ def test_counts_with_another_noise_than_the_ledger_s_are_refused(
 ) -> None:
     with killed_in_step(2):
         assert run_door(main, arguments()) == 130
-    path = tmp_path / "run" / "token_histogram.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_std": 0.1}))
+    path = tmp_path / "run" / "token_histogram.safetensors"
+    dataclasses.replace(TokenFile.read(path), noise_std=0.1).write(path)
     assert run_door(main, arguments()) == 2
     assert "another noise than the ledger pays for" in capsys.readouterr().err
-
-
-def test_a_label_without_records_releases_nothing_but_noise_s_total() -> None:
-    """At three standard deviations it would be some sixty tokens, and sampling would write nothing else."""
-    noisy_LV = TokenHistogramMechanism(noise_multiplier=1.1).draw(
-        np.zeros((12, 49_152)), keys=StepKeys.from_unsafe_seed(5)
-    )
-    released = [int((noisy_V >= least_sure(noisy_V, 1.1)).sum()) for noisy_V in noisy_LV]
-    assert (noisy_LV > 3 * 1.1).sum() > 500
-    assert sum(released) <= 4, "one label in ten shows a cell"
-
-
-def test_of_what_a_large_label_releases_a_tenth_is_noise_and_most_of_it_is_found() -> None:
-    table_LV = np.zeros((1, 49_152))
-    table_LV[0, :2000] = 8.0
-    noisy_V = TokenHistogramMechanism(noise_multiplier=2.0).draw(table_LV, keys=StepKeys.from_unsafe_seed(6))[0]
-    is_released_V = noisy_V >= least_sure(noisy_V, 2.0)
-    assert is_released_V[:2000].mean() > 0.9
-    assert is_released_V[2000:].sum() / is_released_V.sum() < 0.13
-    assert least_sure(noisy_V, 2.0) < 3.2 * 2.0
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, math.nan])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="token_histogram_share"):
         PrivacyConfig(target_epsilon=1.0, token_histogram_share=share)
+
+
+@pytest.mark.parametrize(("share", "buckets"), [(0.5, -1), (None, 1024)])
+def test_buckets_without_counts_are_refused(share: float | None, buckets: int) -> None:
+    with pytest.raises(ConfigError, match="token_histogram_word_buckets"):
+        PrivacyConfig(target_epsilon=1.0, token_histogram_share=share, token_histogram_word_buckets=buckets)
 
 
 def test_a_share_of_no_target_is_refused() -> None:

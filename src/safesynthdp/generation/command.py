@@ -95,7 +95,7 @@ def _draw(
     ledger: "Ledger",
     ranks: "Ranks",
 ) -> None:
-    from safesynthdp.generation.decoding import Steering, draw_device
+    from safesynthdp.generation.decoding import draw_device
     from safesynthdp.generation.files import load_parts, save_part
     from safesynthdp.generation.labels import plan_labels
     from safesynthdp.generation.matching_stage import choose, fit_bias, num_candidates, targets_of
@@ -103,6 +103,7 @@ def _draw(
     from safesynthdp.generation.release import refuse_unpaid_tokens
     from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model
     from safesynthdp.generation.sharding import sample_on_ranks
+    from safesynthdp.generation.steering import Steering
     from safesynthdp.models import load_run_model
     from safesynthdp.progress import duration, progress
 
@@ -125,7 +126,10 @@ def _draw(
             f"drawing {len(left)} texts for {len(shares.labels)} labels (shares: {shares.source}), each of at most "
             f"{max(row.max_new_tokens for row in rows)} tokens: {duration(longest)} if all were that long"
         )
-    matched = None if targets is None else fit_bias(config, run, targets, model, loaded, rows, ranks)
+    matched, steering = None, None
+    if targets is not None:
+        matched = fit_bias(config, run, targets, model, loaded, rows, ranks)
+        steering = Steering(matched.bias_LC.to(draw_device(model)), targets.columns)
     began = time.monotonic()
     with progress("sampling", total=len(left), unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
         if config.output is not None:
@@ -140,13 +144,13 @@ def _draw(
                 ranks=ranks,
                 advance=advance,
                 keep=lambda part: save_part(run, part) if ranks.is_main else None,
-                steering=None if matched is None else Steering(matched.bias_LV.to(draw_device(model))),
+                steering=steering,
             )
     seconds = time.monotonic() - began
     with ranks.together():
         if ranks.is_main:
             texts |= drawn
-            selection = None if targets is None else choose(run, texts, plan, targets, loaded)
+            selection = choose(run, texts, plan, targets, matched, loaded) if targets and matched else None
             if selection is not None:
                 texts = {i: dataclasses.replace(texts[n], number=i) for i, n in enumerate(selection.kept)}
             run.update(token_matching=matching_facts(config, matched, selection))

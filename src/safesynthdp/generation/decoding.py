@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from safesynthdp.generation.caching import Memory, memory_of
 from safesynthdp.generation.draws import Sampling, draw, uniforms
+from safesynthdp.generation.steering import Steering
 
 _COMPACT_BELOW = 0.9
 
@@ -44,28 +45,6 @@ class DrawnRow:
     """What was drawn before the end."""
     is_truncated: bool
     """No end-of-text token came within the row's limit."""
-
-
-class Steering:
-    """One bias on the logits a label and token, and, where asked, a look at what each row was drawn from."""
-
-    def __init__(self, bias_LV: Tensor, *, num_watched: int = 0) -> None:
-        """Take [L, V] float32 on the device of the draws; ``num_watched`` rows of one wave are added up, row by row."""
-        self._bias_LV = bias_LV
-        self.seen_RV = torch.zeros(num_watched, bias_LV.shape[1], dtype=torch.float32, device=bias_LV.device)
-        """[R, V] how often each token was to be expected in each row of the wave: probabilities, added up."""
-
-    def steer(self, logits_BV: Tensor, label_B: Tensor) -> Tensor:
-        """Return [B, V] logits with the bias of each row's label, at least in float32."""
-        wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-        return wide_BV + self._bias_LV[label_B]
-
-    def look(self, weights_BV: Tensor, slots_B: Tensor, is_live_B: Tensor) -> None:
-        """Add the probabilities of the rows that are still drawn."""
-        if len(self.seen_RV):
-            live_BV = weights_BV[is_live_B]
-            shares_BV = live_BV / live_BV.sum(dim=1, keepdim=True)
-            self.seen_RV.index_add_(0, slots_B[is_live_B], shares_BV.to(self.seen_RV.dtype))
 
 
 def draw_device(model: nn.Module) -> torch.device:
@@ -135,12 +114,15 @@ def _decode(
     logits_BV = _start(memory, rows, model_device)
     slots_B = torch.arange(len(rows), device=device)  # the row that each slot of the batch holds
     is_live_B = torch.ones(len(rows), dtype=torch.bool, device=device)
-    label_R = torch.tensor([row.label for row in rows], device=device)
+    if steering is not None:
+        steering.begin([row.label for row in rows])
     for step in range(limit):
-        weights_BV = _weights(logits_BV.to(device), sampling, steering, label_R, slots_B, is_live_B)
+        weights_BV = _weights(logits_BV.to(device), sampling, steering, slots_B, is_live_B)
         drawn_B = draw(weights_BV, uniform_RT[slots_B, step])
         drawn_B = torch.where(is_live_B, drawn_B, eos_token_id)
         tokens_RT[slots_B, step] = drawn_B
+        if steering is not None:
+            steering.follow(drawn_B, slots_B)
         is_last = step + 1 == limit
         ends_B = is_live_B & (is_last | (drawn_B == eos_token_id))
         num_drawn = int(is_live_B.sum())
@@ -160,14 +142,13 @@ def _weights(
     logits_BV: Tensor,
     sampling: Sampling,
     steering: Steering | None,
-    label_R: Tensor,
     slots_B: Tensor,
     is_live_B: Tensor,
 ) -> Tensor:
     """Return what the next tokens are drawn from, [B, V]."""
     if steering is None:
         return sampling.weights(logits_BV)
-    weights_BV = sampling.weights(steering.steer(logits_BV, label_R[slots_B]))
+    weights_BV = sampling.weights(steering.steer(logits_BV, slots_B))
     steering.look(weights_BV, slots_B, is_live_B)
     return weights_BV
 

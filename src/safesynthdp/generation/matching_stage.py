@@ -20,13 +20,15 @@ from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.selection import Selection, select
 from safesynthdp.generation.settings import SampleConfig
 from safesynthdp.generation.texts import SampledText
-from safesynthdp.generation.token_matching import Matched, TokenTargets, matching_rounds, read_targets
+from safesynthdp.generation.token_matching import Matched, matching_rounds
+from safesynthdp.generation.token_targets import TokenTargets, read_targets
 from safesynthdp.models import LoadedModel, logits_width
 from safesynthdp.privacy.storage import write_atomically
 from safesynthdp.progress import progress
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.examples import text_ids
 from safesynthdp.training.ranks import Ranks
+from safesynthdp.word_columns import WordColumns
 
 _BIAS = "token_bias.safetensors"
 
@@ -39,8 +41,11 @@ def targets_of(config: SampleConfig, source: RunDirectory, loaded: LoadedModel) 
     """
     if config.untuned or config.output is not None or not config.token_matching_rounds:
         return None
-    found = read_targets(source, loaded.label_set, vocab_size=logits_width(loaded.model))
-    if found is None and source.config()["privacy"].get("token_histogram_share") is not None:
+    privacy = source.config()["privacy"]
+    buckets = privacy.get("token_histogram_word_buckets") or 0
+    columns = WordColumns.of(loaded.tokenizer, num_tokens=logits_width(loaded.model), num_buckets=buckets)
+    found = read_targets(source, loaded.label_set, columns)
+    if found is None and privacy.get("token_histogram_share") is not None:
         raise LedgerMismatch(f"{source.path / TOKENS} is missing; restore it, or use --token_matching_rounds 0")
     return found
 
@@ -108,6 +113,7 @@ def choose(
     texts: Mapping[int, SampledText],
     plan: Sequence[str],
     targets: TokenTargets,
+    matched: Matched,
     loaded: LoadedModel,
 ) -> Selection | None:
     """Return which candidates are written; None where there are no more than are wanted.
@@ -117,6 +123,7 @@ def choose(
         texts: Every candidate, by number.
         plan: The label of each text that is wanted.
         targets: What was released.
+        matched: With what the texts should use.
         loaded: With the tokenizer of the training.
     """
     if len(texts) == len(plan):
@@ -126,7 +133,7 @@ def choose(
     end = loaded.eos_token_id
     tokens = [ids if text.is_truncated else [*ids, end] for text, ids in zip(found, encoded, strict=True)]
     place = {label: row for row, label in enumerate(targets.labels)}
-    selection = select(tokens, [place[label] for label in plan], targets)
+    selection = select(tokens, [place[label] for label in plan], targets, matched.wanted_LC.numpy())
     run.say(
         f"kept {len(plan)} of {len(texts)} texts, closest together to the released token counts: total variation "
         f"distance {selection.distance_kept:.3f}, {selection.distance_unselected:.3f} without the choice"
@@ -165,7 +172,7 @@ def facts(config: SampleConfig, matched: Matched | None, selection: Selection | 
 
 def _keep(path: Path, found: Matched) -> None:
     distances = torch.tensor(found.distances, dtype=torch.float64)
-    content = save({"bias": found.bias_LV, "distances": distances})
+    content = save({"bias": found.bias_LC, "wanted": found.wanted_LC, "distances": distances})
 
     def write(target: Path) -> None:
         target.write_bytes(content)
@@ -176,6 +183,7 @@ def _keep(path: Path, found: Matched) -> None:
 def _read(content: bytes, path: Path) -> Matched:
     try:
         found = load(content)
-        return Matched(bias_LV=found["bias"], distances=tuple(found["distances"].tolist()))
+        distances = tuple(found["distances"].tolist())
+        return Matched(bias_LC=found["bias"], wanted_LC=found["wanted"], distances=distances)
     except (SafetensorError, KeyError) as error:
         raise SafeSynthError(f"{path} cannot be read back; delete it, and the bias is fitted again") from error

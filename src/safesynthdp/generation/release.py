@@ -16,9 +16,10 @@ from safesynthdp.errors import LedgerMismatch, UserError
 from safesynthdp.generation.labels import LabelShares
 from safesynthdp.privacy.command import round_up
 from safesynthdp.privacy.ledger import Ledger, Release, is_understated, recompute, release_epsilon
+from safesynthdp.runs import TOKENS
 
 if TYPE_CHECKING:
-    from safesynthdp.generation.token_matching import TokenTargets
+    from safesynthdp.generation.token_targets import TokenTargets
 
 TEXT = "synthetic_text"
 _READS_RECORDS = ("dpsgd", "none")
@@ -73,12 +74,12 @@ def refuse_unpaid_tokens(ledger: Ledger, targets: "TokenTargets | None") -> None
     if targets is None:
         return
     release = next(release for release in ledger.releases if release.artifact == TEXT)
-    if targets.source == "exact" and release.epsilon is None:
+    if targets.is_exact and release.epsilon is None:
         return
     paid = [entry for entry in ledger.entries if entry.kind == "token_histogram" and entry.id in release.entries]
     if not any(entry.mechanism.get("noise_multiplier") == targets.noise_std for entry in paid):
         raise LedgerMismatch(
-            f"token_histogram.json ({targets.source}): the run's ledger does not pay for it; restore both, or use "
+            f"{TOKENS} (noise {targets.noise_std:g}): the run's ledger does not pay for it; restore both, or use "
             "--token_matching_rounds 0"
         )
 

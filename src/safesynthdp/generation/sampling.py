@@ -11,9 +11,10 @@ import torch
 
 from safesynthdp.errors import ConfigError
 from safesynthdp.generation.caching import memory_of
-from safesynthdp.generation.decoding import DrawnRow, Row, Steering, decode_wave, waves
+from safesynthdp.generation.decoding import DrawnRow, Row, decode_wave, waves
 from safesynthdp.generation.draws import Sampling
 from safesynthdp.generation.settings import SampleConfig
+from safesynthdp.generation.steering import Steering
 from safesynthdp.generation.texts import SampledText, TextDecoder
 from safesynthdp.models import LoadedModel
 from safesynthdp.training.examples import prompt_ids

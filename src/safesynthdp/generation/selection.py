@@ -1,9 +1,10 @@
 """Of more texts than are wanted, those that together use the tokens of their label as often as was released.
 
-Here: the choice. Elsewhere: what was released (token_matching.py), drawing the candidates (sampling.py).
+Here: the choice. Elsewhere: what was released (token_targets.py), drawing the candidates (sampling.py).
 Reads released numbers and drawn texts only: post-processing. Source: kernel herding, Chen, Welling and Smola (2010),
 arXiv:1203.3472, on the token counts of a text, each token weighed by the variance that its sum has by chance. Shapes: N
-candidates of one label, C tokens that were released for it and one for all others, V vocabulary, L labels.
+candidates of one label, V columns of the table (word_columns.py; "tokens" here), C of them that were released for the
+label and one for all others, L labels.
 """
 
 import math
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safesynthdp.generation.token_matching import Floats, TokenTargets
+from safesynthdp.generation.token_targets import Floats, TokenTargets
+from safesynthdp.word_columns import WordColumns
 
 Counts = Any
 """A scipy.sparse.csr_matrix, whose stubs know neither rows nor columns."""
@@ -32,7 +34,7 @@ class Selection:
     """The same of the candidates that are kept."""
 
 
-def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenTargets) -> Selection:
+def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenTargets, wanted_LV: Floats) -> Selection:
     """Keep, of each label, as many candidates as the plan has of it.
 
     Args:
@@ -40,12 +42,12 @@ def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenT
             of row i mod n of the plan.
         plan: [n] label of each text that is wanted, a row of the targets.
         targets: What was released.
+        wanted_LV: What the labels should use, by that.
     """
     wanted = len(plan)
     label_N = np.tile(np.asarray(plan), len(tokens) // wanted)
-    counts_NV = _weighted_counts(tokens, vocab_size=targets.sums_LV.shape[1])
-    sums_LV = _sums(counts_NV, label_N, np.arange(len(tokens)), num_labels=len(targets.labels))
-    wanted_LV, kept = targets.wanted(sums_LV), np.arange(wanted)
+    counts_NV = _weighted_counts(tokens, targets.columns)
+    kept = np.arange(wanted)
     for row in np.unique(label_N):
         candidates = np.flatnonzero(label_N == row)
         places = np.flatnonzero(label_N[:wanted] == row)
@@ -94,19 +96,21 @@ def herd(counts_NC: Counts, wanted_C: Floats, weight_C: Floats, *, num_kept: int
 def _closest(counts_NV: Counts, wanted_V: Floats, targets: TokenTargets, row: int, num_kept: int) -> list[int]:
     """Return the candidates of one label to keep; the first ones where nothing is known of it.
 
-    Tokens that were not released count as one, all together.
+    Tokens that do not stand out of the noise count as one, all together.
     """
     from scipy.sparse import csr_matrix, hstack
 
     if not wanted_V.any() or num_kept == counts_NV.shape[0]:
         return list(range(num_kept))
-    is_sure_V = targets.sums_LV[row] > 0
+    is_sure_V = targets.stands_out_LC[row]
     counts_NC = counts_NV[:, np.flatnonzero(is_sure_V)]
     others_N = counts_NV.sum(axis=1) - counts_NC.sum(axis=1)
     scale = counts_NV.sum() / counts_NV.shape[0] / wanted_V.sum()  # of the table to one text
     wanted_C = scale * np.append(wanted_V[is_sure_V], wanted_V[~is_sure_V].sum())
     size = float(counts_NV.power(2).sum() / counts_NV.sum())  # what a token adds where it occurs
-    noise_C = num_kept * scale * targets.noise_std * np.append(np.ones(is_sure_V.sum()), math.sqrt(len(is_sure_V)))
+    spread_V = targets.noise_std / targets.columns.weight_C
+    others = math.sqrt(float(np.square(spread_V[~is_sure_V]).sum()))
+    noise_C = num_kept * scale * np.append(spread_V[is_sure_V], others)
     chance_C = num_kept * wanted_C * size + size**2 + noise_C**2
     return herd(csr_matrix(hstack([counts_NC, others_N])), wanted_C, 1 / chance_C, num_kept=num_kept)
 
@@ -119,12 +123,11 @@ def _sums(counts_NV: Counts, label_N: NDArray[np.int64], which: NDArray[np.int64
     return sums_LV
 
 
-def _weighted_counts(tokens: Sequence[Sequence[int]], *, vocab_size: int) -> Counts:
-    """Return the token counts of each text, scaled to norm 1 as those of a record are, [N, V]."""
+def _weighted_counts(tokens: Sequence[Sequence[int]], columns: WordColumns) -> Counts:
+    """Return the token counts of each text over their norm, as those of a record are, [N, V]."""
     from scipy.sparse import csr_matrix
 
-    found = [np.unique(np.asarray(row, dtype=np.int64), return_counts=True) for row in tokens]
-    ends = np.cumsum([0, *(len(which) for which, _ in found)])
-    values = [counts / math.sqrt(max(float(counts @ counts), 1.0)) for _, counts in found]
-    columns = [which for which, _ in found]
-    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(tokens), vocab_size))
+    found = [columns.contribution(row) for row in tokens]
+    ends = np.cumsum([0, *(len(text.columns_U) for text in found)])
+    values, places = [text.counts_U / text.norm for text in found], [text.columns_U for text in found]
+    return csr_matrix((np.concatenate(values), np.concatenate(places), ends), shape=(len(tokens), columns.width))

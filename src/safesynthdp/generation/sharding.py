@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from safesynthdp.generation.decoding import Row, Steering, waves
+from safesynthdp.generation.decoding import Row, waves
 from safesynthdp.generation.sampling import sample_texts
 from safesynthdp.generation.settings import SampleConfig
+from safesynthdp.generation.steering import Steering
 from safesynthdp.generation.texts import SampledText
 from safesynthdp.models import LoadedModel
 from safesynthdp.training.ranks import Ranks

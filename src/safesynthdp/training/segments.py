@@ -37,6 +37,7 @@ _MUST_STAY = (
     "privacy.adjacency",
     "privacy.label_histogram_epsilon",
     "privacy.token_histogram_share",
+    "privacy.token_histogram_word_buckets",
     "privacy.unsafe_seed",
 )
 _PROMISE = ("privacy", "data", "train.expected_batch_size", "train.max_steps", "train.num_train_epochs")

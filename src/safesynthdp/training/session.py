@@ -36,6 +36,7 @@ from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
 from safesynthdp.training.token_counts import settle_tokens
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
+from safesynthdp.word_columns import WordColumns
 
 DROPOUT_NOT_COVERED = (
     "dropout: its masks go by a record's place in a batch and come from a generator of torch, seeded in secret but not "
@@ -75,7 +76,11 @@ def run_session(
                     ready.examples,
                     records.labels,
                     label_set=records.label_set,
-                    vocab_size=logits_width(ready.model),
+                    columns=WordColumns.of(
+                        ready.tokenizer,
+                        num_tokens=logits_width(ready.model),
+                        num_buckets=config.privacy.token_histogram_word_buckets,
+                    ),
                     units=units,
                     plan=plan,
                     keys=keys,

@@ -1,14 +1,14 @@
 """How often the records of each label use each token: counted once, noised once, written into the run.
 
-Here: the table of contributions, and the file. Elsewhere: the noise and its price (privacy/token_histogram.py), the
-use (generation/token_matching.py). Shapes: L labels, V tokens.
+Here: the table of contributions. Elsewhere: a text's contribution (word_columns.py), the noise and its price
+(privacy/token_histogram.py), the file (token_file.py), the use (generation/token_targets.py). Shapes: L labels, C
+columns.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy.randomness import StepKeys, derive_key
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import TOKENS, RunDirectory
+from safesynthdp.token_file import TokenFile
 from safesynthdp.training.examples import Example
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.spending import TOKEN_HISTOGRAM, Spending
 from safesynthdp.training.units import Units
+from safesynthdp.word_columns import WordColumns
 
-FALSE_SHARE = 0.1
-"""Of the cells that are followed, at most about so many hold nothing but noise."""
 _DIGEST = "token_table.json"
 
 
@@ -33,20 +33,20 @@ def settle_tokens(
     labels: Sequence[str],
     *,
     label_set: Sequence[str],
-    vocab_size: int,
+    columns: WordColumns,
     units: Units,
     plan: PrivacyPlan,
     keys: StepKeys,
     spending: Spending,
 ) -> None:
-    """Write ``token_histogram.json``; the ledger counts the access before it happens.
+    """Write ``token_histogram.safetensors``; the ledger counts the access before it happens.
 
     Args:
         run: The run; nothing happens where its file is there.
         examples: [N] the encoded records.
         labels: [N] their labels.
         label_set: The L labels of the run.
-        vocab_size: V, the number of the model's logits.
+        columns: Where a token is counted.
         units: Who contributes.
         plan: With the mechanism; without privacy the sums are exact.
         keys: The run's keys.
@@ -60,40 +60,37 @@ def settle_tokens(
     noise = 0.0 if mechanism is None else mechanism.noise_multiplier
     if path.is_file():
         spending.charge_tokens()
-        if json.loads(path.read_text(encoding="utf-8")).get("noise_std") != noise:
-            raise LedgerMismatch(f"resume: {path} has another noise than the ledger pays for; restore both")
+        _refuse_another_table(path, columns, noise_std=noise)
         return
     if spending.steps:
         raise LedgerMismatch(f"resume: {path} is missing, and it was released once; restore it")
-    table_LV = token_table(examples, labels, label_set=label_set, vocab_size=vocab_size, units=units)
-    _refuse_second_table(run, table_LV, keys=keys, is_charged=spending.ledger.has(TOKEN_HISTOGRAM))
+    table_LC = token_table(examples, labels, label_set=label_set, columns=columns, units=units)
+    _refuse_second_table(run, table_LC, keys=keys, is_charged=spending.ledger.has(TOKEN_HISTOGRAM))
     spending.charge_tokens()
-    released_LV = table_LV if mechanism is None else mechanism.draw(table_LV, keys=keys)
-    write_json(path, _content(released_LV, label_set, noise_std=noise), private=True)
+    released_LC = table_LC if mechanism is None else mechanism.draw(table_LC, keys=keys)
+    TokenFile(
+        labels=tuple(label_set),
+        vocab_size=columns.num_tokens,
+        word_buckets=columns.num_buckets,
+        noise_std=noise,
+        sums_LC=released_LC.astype(np.float32),
+    ).write(path)
 
 
-def least_sure(noisy_V: NDArray[np.float64], noise_std: float) -> float:
-    """Return the smallest value of a label's cells that is followed, so that about one in ten of those is noise alone.
-
-    The threshold adapts to how much there is to find: about three standard deviations where a label has thousands of
-    records, and beyond what noise alone reaches where it has none; at a fixed three, some sixty of 50,000 cells would
-    be noise, and sampling would write nothing else for such a label. Source: Benjamini and Hochberg (1995), for
-    thresholds Abramovich et al. (2006), arXiv:math/0505374.
-    """
-    from scipy.special import ndtr
-
-    if not noise_std:
-        return 0.0
-    falling_V = -np.sort(-noisy_V)
-    tails_V = ndtr(-falling_V / noise_std)
-    passing = np.flatnonzero(tails_V <= FALSE_SHARE * np.arange(1, len(falling_V) + 1) / len(falling_V))
-    nothing = noise_std * math.sqrt(2 * math.log(max(len(falling_V), 2)))
-    return float(falling_V[passing[-1]]) if len(passing) else max(nothing, float(np.nextafter(falling_V[0], np.inf)))
+def _refuse_another_table(path: Path, columns: WordColumns, *, noise_std: float) -> None:
+    found = TokenFile.read(path)
+    if found.noise_std != noise_std:
+        raise LedgerMismatch(f"resume: {path} has another noise than the ledger pays for; restore both")
+    if found.word_buckets != columns.num_buckets:
+        raise LedgerMismatch(
+            f"resume: privacy.token_histogram_word_buckets={columns.num_buckets}, and {path} was released with "
+            f"{found.word_buckets}, once; give that number"
+        )
 
 
-def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, keys: StepKeys, is_charged: bool) -> None:
+def _refuse_second_table(run: RunDirectory, table_LC: NDArray[np.float64], *, keys: StepKeys, is_charged: bool) -> None:
     """A run draws from one table for life: the price is that of one. Its digest is on disk before it is charged."""
-    digest = derive_key(keys.noise, f"{_DIGEST}/{hashlib.sha256(table_LV.tobytes()).hexdigest()}").hex()
+    digest = derive_key(keys.noise, f"{_DIGEST}/{hashlib.sha256(table_LC.tobytes()).hexdigest()}").hex()
     path = run.state / _DIGEST
     if not path.is_file() and not is_charged:
         write_json(path, {"digest": digest}, private=True)
@@ -105,38 +102,21 @@ def _refuse_second_table(run: RunDirectory, table_LV: NDArray[np.float64], *, ke
 
 
 def token_table(
-    examples: Sequence[Example], labels: Sequence[str], *, label_set: Sequence[str], vocab_size: int, units: Units
+    examples: Sequence[Example], labels: Sequence[str], *, label_set: Sequence[str], columns: WordColumns, units: Units
 ) -> NDArray[np.float64]:
-    """Return the sums without noise, [L, V].
+    """Return the sums without noise, [L, C].
 
     Guarantee:
-        A record contributes its counts of the tokens it was trained on, the end of text included, scaled to norm 1; a
-        unit the mean over its records. What a unit contributes depends on its own records alone.
+        A record contributes its counts of the tokens it was trained on, the end of text included, in the public weights
+        of the columns and scaled to norm 1; a unit the mean over its records. What a unit contributes depends on its
+        own records alone.
     """
     position = {label: i for i, label in enumerate(label_set)}
-    table_LV = np.zeros((len(label_set), vocab_size), dtype=np.float64)
+    table_LC = np.zeros((len(label_set), columns.width), dtype=np.float64)
     for members in units.members:
         for index in members:
             example = examples[index]
-            tokens, counts = np.unique(example.input_ids[example.num_prompt_tokens :], return_counts=True)
-            share = 1 / (len(members) * math.sqrt(float(counts @ counts)))
-            table_LV[position[labels[index]], tokens] += share * counts
-    return table_LV
-
-
-def _content(released_LV: NDArray[np.float64], label_set: Sequence[str], *, noise_std: float) -> dict[str, Any]:
-    """Return the cells that stand out of the noise, and the sum over all cells of each label; post-processing."""
-    rows = dict(zip(label_set, released_LV, strict=True))
-    least = {label: least_sure(row_V, noise_std) for label, row_V in rows.items()}
-    sums = {
-        label: {str(token): float(row_V[token]) for token in np.flatnonzero((row_V >= least[label]) & (row_V > 0))}
-        for label, row_V in rows.items()
-    }
-    return {
-        "source": "gaussian" if noise_std else "exact",
-        "noise_std": noise_std,
-        "vocab_size": released_LV.shape[1],
-        "least": least,
-        "totals": {label: float(row_V.sum()) for label, row_V in rows.items()},
-        "sums": sums,
-    }
+            own = columns.contribution(example.input_ids[example.num_prompt_tokens :])
+            weighted_U = own.counts_U * columns.weight_C[own.columns_U]
+            table_LC[position[labels[index]], own.columns_U] += weighted_U / (len(members) * own.norm)
+    return table_LC

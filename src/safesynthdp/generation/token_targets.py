@@ -1,0 +1,100 @@
+"""What a run released of its token counts, and what its texts should therefore use.
+
+Here: the released table as sampling reads it, how far texts are from it, and which way. Elsewhere: the file
+(token_file.py), the posterior means (shrinkage.py), the rounds (token_matching.py). Everything reads released numbers
+and the model: post-processing. Shapes: L labels, C columns (word_columns.py; "token" stands for one here).
+
+Expectations and wanted sums have one scale: each text by its counts over their weighted norm, as a record in the table,
+but every column at weight 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safesynthdp.errors import LedgerMismatch
+from safesynthdp.generation.shrinkage import shrink
+from safesynthdp.runs import TOKENS, RunDirectory
+from safesynthdp.token_file import EXACT, TokenFile
+from safesynthdp.word_columns import WordColumns
+
+_PSEUDO = 0.25
+"""Expected count that is added on both sides: less than about one position of evidence moves a token little."""
+_STANDS_OUT = 3.0
+"""In standard deviations of the noise."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTargets:
+    """What the private texts use, as far as it was released."""
+
+    labels: tuple[str, ...]
+    columns: WordColumns
+    released_LC: Floats
+    """Sums in the weights of the columns, with the noise of every cell."""
+    noise_std: float
+    """Of the noise of one cell; 0 where the sums are exact."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Of a run without privacy."""
+        return self.noise_std == 0
+
+    @property
+    def stands_out_LC(self) -> NDArray[np.bool_]:
+        """Which cells hold more than noise, one by one."""
+        is_out_LC: NDArray[np.bool_] = self.released_LC > _STANDS_OUT * self.noise_std
+        return is_out_LC
+
+    def wanted(self, expected_LC: Floats) -> Floats:
+        """Return the sums that the labels should have, [L, C]; a row of 0: nothing is known of that label.
+
+        Args:
+            expected_LC: How often each token is to be expected of the model as it is; 0 where a label was not drawn.
+        """
+        weight_C = self.columns.weight_C
+        if self.is_exact:
+            return self.released_LC / weight_C * expected_LC.any(axis=1, keepdims=True)
+        return shrink(self.released_LC, expected_LC * weight_C, noise_std=self.noise_std) / weight_C
+
+    def towards(self, expected_LC: Floats, wanted_LC: Floats) -> Floats:
+        """Return the change of the bias that leads from one to the other, [L, C]; 0 where nothing is known."""
+        change_LC = np.zeros_like(expected_LC)
+        for row in np.flatnonzero(wanted_LC.any(axis=1) & expected_LC.any(axis=1)):
+            scale = wanted_LC[row].sum() / expected_LC[row].sum()
+            one = scale * _PSEUDO
+            change_LC[row] = np.log((wanted_LC[row] + one) / (scale * expected_LC[row] + one))
+        return change_LC
+
+    def distances(self, expected_LC: Floats, wanted_LC: Floats) -> Floats:
+        """Return [L] total variation distances, all tokens that do not stand out taken as one; 0 if unknown."""
+        far_L, stands_out_LC = np.zeros(len(self.labels)), self.stands_out_LC
+        for row in np.flatnonzero(wanted_LC.any(axis=1) & expected_LC.any(axis=1)):
+            is_sure_C, total = stands_out_LC[row], wanted_LC[row].sum()
+            off_C = wanted_LC[row] - expected_LC[row] * (total / expected_LC[row].sum())
+            far_L[row] = 0.5 * (np.abs(off_C[is_sure_C]).sum() + abs(off_C[~is_sure_C].sum())) / total
+        return far_L
+
+
+def read_targets(run: RunDirectory, labels: Sequence[str], columns: WordColumns) -> TokenTargets | None:
+    """Return what a run released of its tokens; None where it has no such file.
+
+    Raises:
+        LedgerMismatch: If the file does not fit the run.
+    """
+    path = run.path / TOKENS
+    if not path.is_file():
+        return None
+    found = TokenFile.read(path)
+    is_whole = np.isfinite(found.sums_LC).all() and (found.source != EXACT or (found.sums_LC >= 0).all())
+    if found.labels != tuple(labels) or not found.has_columns(columns) or not is_whole:
+        raise LedgerMismatch(f"{path} does not fit the run; restore it")
+    return TokenTargets(
+        labels=tuple(labels),
+        columns=columns,
+        released_LC=found.sums_LC.astype(np.float64),
+        noise_std=found.noise_std,
+    )

@@ -1,0 +1,105 @@
+"""Where a token is counted: one column a token, or, inside a word, one for the word so far."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
+
+from safesynthdp.errors import ConfigError
+from safesynthdp.word_columns import NO_WORD, WordColumns
+
+V, M = 259, 1024
+TOKENIZER = ByT5Tokenizer(extra_ids=0)
+COLUMNS = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=M)
+a_text = st.lists(st.integers(0, V - 1), max_size=30)
+
+
+def ids(text: str) -> list[int]:
+    found: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def test_without_buckets_every_token_is_counted_by_itself() -> None:
+    plain = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=0)
+    assert plain.columns(ids("nokia")).tolist() == ids("nokia")
+    assert plain.width == V
+
+
+def test_a_word_begins_under_its_own_token_and_goes_on_in_buckets() -> None:
+    found = COLUMNS.columns(ids("ok no, x_1"))
+    is_bucket = found >= V
+    assert is_bucket.tolist() == [False, True, False, False, True, False, False, False, True, True]
+    assert found.max() < COLUMNS.width
+
+
+def test_the_same_ending_of_two_words_is_counted_apart_and_that_of_one_word_together() -> None:
+    nokia, sepia, again = (COLUMNS.columns(ids(text))[-2:].tolist() for text in ("a nokia", "a sepia", "no: nokia"))
+    assert nokia == again
+    assert not set(nokia) & set(sepia)
+
+
+def test_special_tokens_belong_to_no_word() -> None:
+    found = COLUMNS.columns([*ids("ab"), TOKENIZER.eos_token_id, *ids("cd")])
+    assert found[2] == TOKENIZER.eos_token_id
+    assert found[3] == ids("c")[0], "a word begins anew"
+
+
+@settings(max_examples=100)
+@given(text=a_text, begins=st.integers(0, 2**32 - 1))
+def test_decoding_follows_the_words_as_counting_does(text: list[int], begins: int) -> None:
+    """One bit for each token by chance: whatever a tokenizer's pieces are."""
+    rng = np.random.default_rng(begins)
+    columns = WordColumns(num_tokens=V, num_buckets=M, begins_V=rng.random(V) < 0.7, ends_V=rng.random(V) < 0.7)
+    begins_V, ends_V = torch.from_numpy(columns.begins_V), torch.from_numpy(columns.ends_V)
+    state_R, found = torch.tensor([NO_WORD, NO_WORD]), list[int]()
+    for token in text:
+        token_R = torch.tensor([token, 7])
+        goes_on = int(state_R[0]) != NO_WORD and bool(begins_V[token])
+        found.append(int(columns.buckets(state_R, token_R[:1])[0, 0]) if goes_on else token)
+        state_R = columns.follow(state_R, token_R, begins_V=begins_V, ends_V=ends_V)
+    assert found == columns.columns(text).tolist()
+
+
+def test_no_two_tokens_after_one_word_share_a_bucket() -> None:
+    after = COLUMNS.buckets(torch.tensor([2**31 - 2, 12345]), torch.arange(V))
+    assert [len(set(row)) for row in after.tolist()] == [V, V]
+
+
+def test_words_of_many_tokens_stay_within_64_bits() -> None:
+    found = COLUMNS.columns(ids("z" * 400))
+    assert ((found >= V) & (found < COLUMNS.width))[1:].all()
+    assert len(set(found.tolist())) > 300, "not one bucket again and again"
+
+
+class SpaceDropping:
+    """As SentencePiece: a space at the beginning of a text is dropped, one inside is kept."""
+
+    all_special_ids = (0,)
+    pieces = ("</s>", "a", "▁a", "b", ".", "▁")
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [self.pieces.index("▁" + text)]
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return "".join(self.pieces[token] for token in tokens).replace("▁", " ").removeprefix(" ")
+
+    def batch_decode(self, rows: list[list[int]], **options: Any) -> list[str]:
+        return [self.decode(row, **options) for row in rows]
+
+
+def test_a_tokenizer_that_drops_a_leading_space_still_shows_where_words_begin() -> None:
+    columns = WordColumns.of(SpaceDropping(), num_tokens=8, num_buckets=16)  # type: ignore[arg-type]
+    assert np.flatnonzero(columns.begins_V).tolist() == [1, 3]
+    assert np.flatnonzero(columns.ends_V).tolist() == [1, 2, 3]
+
+
+def test_fewer_buckets_than_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"token_histogram_word_buckets=100 is below the 259 logits"):
+        WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=100)
