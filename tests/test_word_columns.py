@@ -100,6 +100,11 @@ def test_a_tokenizer_that_drops_a_leading_space_still_shows_where_words_begin() 
     assert np.flatnonzero(columns.ends_V).tolist() == [1, 2, 3]
 
 
+def test_by_default_there_are_at_least_twice_as_many_buckets_as_tokens() -> None:
+    assert WordColumns.of(TOKENIZER, num_tokens=V).num_buckets == 1024
+    assert WordColumns.of(TOKENIZER, num_tokens=512).num_buckets == 1024
+
+
 def test_fewer_buckets_than_tokens_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"token_histogram_word_buckets=100 is below the 259 logits"):
         WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=100)

@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy.storage import write_atomically
-from safesynthdp.word_columns import WordColumns
 
 GAUSSIAN, EXACT = "gaussian", "exact"
 _FACTS = "safesynthdp"
@@ -36,10 +35,6 @@ class TokenFile:
     def source(self) -> str:
         """Gaussian (paid for in the run's ledger) or exact (a run without privacy)."""
         return GAUSSIAN if self.noise_std > 0 else EXACT
-
-    def has_columns(self, columns: WordColumns) -> bool:
-        """Return whether it was counted in these columns."""
-        return (self.vocab_size, self.word_buckets) == (columns.num_tokens, columns.num_buckets)
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""

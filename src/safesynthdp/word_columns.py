@@ -63,18 +63,27 @@ class WordColumns:
         return cls(num_tokens=num_tokens, num_buckets=0, begins_V=nowhere_V, ends_V=nowhere_V)
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", *, num_tokens: int, num_buckets: int) -> "WordColumns":
+    def of(
+        cls, tokenizer: "PreTrainedTokenizerBase", *, num_tokens: int, num_buckets: int | None = None
+    ) -> "WordColumns":
         """Return the columns of a tokenizer, whose special tokens belong to no word.
+
+        Args:
+            tokenizer: Whose pieces decide where words begin.
+            num_tokens: V.
+            num_buckets: M; None = the least power of two that is twice V or more.
 
         Raises:
             ConfigError: If there are fewer buckets than tokens: two tokens after one word could share one.
         """
-        if not num_buckets:
+        if num_buckets is None:
+            num_buckets = 1 << (2 * num_tokens - 1).bit_length()
+        if num_buckets == 0:
             return cls.plain(num_tokens)
         if num_buckets < num_tokens:
             raise ConfigError(
                 f"privacy.token_histogram_word_buckets={num_buckets} is below the {num_tokens} logits of the model; "
-                "give at least so many, 4 to 16 times as many are usual, or 0"
+                "give at least so many, null for twice as many, or 0"
             )
         begins_V, ends_V = np.zeros((2, num_tokens), dtype=np.bool_)
         special = set(tokenizer.all_special_ids)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from transformers import ByT5Tokenizer
 
 from safesynthdp.cli import run as run_door
 from safesynthdp.errors import LedgerMismatch
@@ -20,7 +21,6 @@ from safesynthdp.privacy.ledger import Ledger, Release, release_epsilon
 from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.runs import LEDGER, TOKENS, RunDirectory
 from safesynthdp.token_file import TokenFile
-from safesynthdp.word_columns import WordColumns
 
 V = 259
 MECHANISM = TokenHistogramMechanism(noise_multiplier=2.0)
@@ -189,7 +189,7 @@ def test_counts_that_do_not_fit_the_run_are_refused(make_run: Callable[..., RunD
     elif damage in {"form", "nothing"}:
         path.write_bytes(b"{}" if damage == "form" else b"")
     with pytest.raises(LedgerMismatch, match="restore it"):
-        read_targets(run, ["bad", "good", "so so"], WordColumns.plain(V))
+        read_targets(run, ["bad", "good", "so so"], tokenizer=ByT5Tokenizer(extra_ids=0), num_tokens=V)
 
 
 def test_a_sample_writes_one_of_three_texts_and_comes_closer_by_it(

@@ -129,7 +129,7 @@ def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, argum
     found = TokenFile.read(path)
     assert path.stat().st_mode & 0o077 == 0, "for the owner alone, until somebody releases it"
     assert (found.source, found.noise_std, found.labels) == ("gaussian", noise, ("good", "bad"))
-    assert found.sums_LC.shape == (2, 259)
+    assert found.sums_LC.shape == (2, 259 + 1024)
     assert found.sums_LC.max() > 5 * noise, "what all records of a label share stands out of the noise"
     assert found.sums_LC.std() > 0.8 * noise, "every cell has noise, those of no record too"
 
@@ -137,16 +137,18 @@ def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, argum
 def test_words_are_counted_in_buckets_at_the_same_price(
     tmp_path: Path, arguments: Arguments, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = {"privacy__token_histogram_word_buckets": 1024, "output_dir": tmp_path / "words"}
-    assert run_door(main, arguments(**words)) == 0
+    alone = {"privacy__token_histogram_word_buckets": 0, "output_dir": tmp_path / "alone"}
+    assert run_door(main, arguments(**alone)) == 0
     assert run_door(main, arguments()) == 0
-    found = TokenFile.read(tmp_path / "words" / TOKENS)
-    assert (found.vocab_size, found.word_buckets) == (259, 1024)
-    assert found.sums_LC[:, 259:].max() > 5 * found.noise_std, "most letters stand inside words"
-    ledgers = [Ledger.read(tmp_path / folder / "ledger.json") for folder in ("words", "run")]
+    words, letters = (TokenFile.read(tmp_path / folder / TOKENS) for folder in ("run", "alone"))
+    assert (words.word_buckets, letters.word_buckets) == (1024, 0)
+    assert words.sums_LC[:, 259:].max() > 5 * words.noise_std, "most letters stand inside words"
+    ledgers = [Ledger.read(tmp_path / folder / "ledger.json") for folder in ("run", "alone")]
     assert ledgers[0].entry("token_histogram").mechanism == ledgers[1].entry("token_histogram").mechanism
-    assert run_door(main, arguments(**{**words, "privacy__token_histogram_word_buckets": 100})) == 2
-    assert "error: " in capsys.readouterr().err
+    few = {"privacy__token_histogram_word_buckets": 100, "output_dir": tmp_path / "few"}
+    assert run_door(main, arguments(**few)) == 2
+    assert "token_histogram_word_buckets=100 is below" in capsys.readouterr().err
+    assert not (tmp_path / "few" / "ledger.json").exists(), "refused before any record was counted"
 
 
 def test_less_noise_for_the_counts_leaves_more_for_the_steps(tmp_path: Path, arguments: Arguments) -> None:
@@ -261,10 +263,9 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         PrivacyConfig(target_epsilon=1.0, token_histogram_share=share)
 
 
-@pytest.mark.parametrize(("share", "buckets"), [(0.5, -1), (None, 1024)])
-def test_buckets_without_counts_are_refused(share: float | None, buckets: int) -> None:
-    with pytest.raises(ConfigError, match="token_histogram_word_buckets"):
-        PrivacyConfig(target_epsilon=1.0, token_histogram_share=share, token_histogram_word_buckets=buckets)
+def test_less_than_no_bucket_is_refused() -> None:
+    with pytest.raises(ConfigError, match="token_histogram_word_buckets=-1"):
+        PrivacyConfig(target_epsilon=1.0, token_histogram_share=0.5, token_histogram_word_buckets=-1)
 
 
 def test_a_share_of_no_target_is_refused() -> None:

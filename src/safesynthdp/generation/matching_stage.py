@@ -28,7 +28,6 @@ from safesynthdp.progress import progress
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.examples import text_ids
 from safesynthdp.training.ranks import Ranks
-from safesynthdp.word_columns import WordColumns
 
 _BIAS = "token_bias.safetensors"
 
@@ -41,11 +40,9 @@ def targets_of(config: SampleConfig, source: RunDirectory, loaded: LoadedModel) 
     """
     if config.untuned or config.output is not None or not config.token_matching_rounds:
         return None
-    privacy = source.config()["privacy"]
-    buckets = privacy.get("token_histogram_word_buckets") or 0
-    columns = WordColumns.of(loaded.tokenizer, num_tokens=logits_width(loaded.model), num_buckets=buckets)
-    found = read_targets(source, loaded.label_set, columns)
-    if found is None and privacy.get("token_histogram_share") is not None:
+    width = logits_width(loaded.model)
+    found = read_targets(source, loaded.label_set, tokenizer=loaded.tokenizer, num_tokens=width)
+    if found is None and source.config()["privacy"].get("token_histogram_share") is not None:
         raise LedgerMismatch(f"{source.path / TOKENS} is missing; restore it, or use --token_matching_rounds 0")
     return found
 

@@ -10,6 +10,7 @@ but every column at weight 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from safesynthdp.generation.shrinkage import shrink
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.token_file import EXACT, TokenFile
 from safesynthdp.word_columns import WordColumns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PSEUDO = 0.25
 """Expected count that is added on both sides: less than about one position of evidence moves a token little."""
@@ -79,8 +83,16 @@ class TokenTargets:
         return far_L
 
 
-def read_targets(run: RunDirectory, labels: Sequence[str], columns: WordColumns) -> TokenTargets | None:
+def read_targets(
+    run: RunDirectory, labels: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", num_tokens: int
+) -> TokenTargets | None:
     """Return what a run released of its tokens; None where it has no such file.
+
+    Args:
+        run: The run that is sampled.
+        labels: Of the run, in its order.
+        tokenizer: Of the run.
+        num_tokens: The width of its model's logits.
 
     Raises:
         LedgerMismatch: If the file does not fit the run.
@@ -90,11 +102,11 @@ def read_targets(run: RunDirectory, labels: Sequence[str], columns: WordColumns)
         return None
     found = TokenFile.read(path)
     is_whole = np.isfinite(found.sums_LC).all() and (found.source != EXACT or (found.sums_LC >= 0).all())
-    if found.labels != tuple(labels) or not found.has_columns(columns) or not is_whole:
+    if found.labels != tuple(labels) or found.vocab_size != num_tokens or not is_whole:
         raise LedgerMismatch(f"{path} does not fit the run; restore it")
     return TokenTargets(
         labels=tuple(labels),
-        columns=columns,
+        columns=WordColumns.of(tokenizer, num_tokens=num_tokens, num_buckets=found.word_buckets),
         released_LC=found.sums_LC.astype(np.float64),
         noise_std=found.noise_std,
     )

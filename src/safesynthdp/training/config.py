@@ -46,9 +46,10 @@ class PrivacyConfig:
     """Share of target_epsilon that noisy counts of each label's tokens would cost alone (Gaussian noise), composed with
     the rest; sampling then matches these frequencies, which teaches a model the words of a label with far less noise
     than its weights can. null = no counts. 0.5 is a good first choice."""
-    token_histogram_word_buckets: int = 0
+    token_histogram_word_buckets: int | None = None
     """Of these counts: a token inside a word is counted together with the word so far, in one of this many hashed
-    columns, so that rare words of several tokens are learnt as words; 0 = every token by itself. 262144 is usual."""
+    columns, so that words of several tokens are learnt as words. null = about twice as many as the model knows tokens;
+    0 = every token by itself."""
     num_records_is_public: bool = True
     """False lists the number of records under not_covered: the sample rate is computed from it."""
     noise_generator: Literal["keyed", "device"] = "keyed"
@@ -76,11 +77,9 @@ class PrivacyConfig:
             raise ConfigError(
                 f"privacy.token_histogram_share={share} is a share of privacy.target_epsilon, which is null; give it"
             )
-        if self.token_histogram_word_buckets < 0 or (self.token_histogram_word_buckets and share is None):
-            raise ConfigError(
-                f"privacy.token_histogram_word_buckets={self.token_histogram_word_buckets}: give 0, or a whole number "
-                "together with privacy.token_histogram_share"
-            )
+        buckets = self.token_histogram_word_buckets
+        if buckets is not None and buckets < 0:
+            raise ConfigError(f"privacy.token_histogram_word_buckets={buckets}: give a whole number, 0 or null")
         if not 0 < self.target_delta < 1:
             raise ConfigError(f"privacy.target_delta={self.target_delta} is outside (0, 1); give, say, 1e-5")
         self._check_users()

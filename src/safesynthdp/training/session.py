@@ -65,22 +65,19 @@ def run_session(
     if plan.is_private and any(rate > 0 for _, _, rate in dropout_rates(ready.model)):
         spending.plan = dataclasses.replace(plan, not_covered=(*plan.not_covered, DROPOUT_NOT_COVERED))
     with ranks.together():
+        columns = _token_columns(config, ready) if plan.counts_tokens and ranks.is_main else None
         run.begin()
         keys = _keys(config, run) if ranks.is_main else None
         if keys is not None:
             spending.record()
             settle_labels(run, records, units=units, plan=plan, keys=keys, spending=spending)
-            if plan.counts_tokens:
+            if columns is not None:
                 settle_tokens(
                     run,
                     ready.examples,
                     records.labels,
                     label_set=records.label_set,
-                    columns=WordColumns.of(
-                        ready.tokenizer,
-                        num_tokens=logits_width(ready.model),
-                        num_buckets=config.privacy.token_histogram_word_buckets,
-                    ),
+                    columns=columns,
                     units=units,
                     plan=plan,
                     keys=keys,
@@ -124,6 +121,12 @@ def _trackers(config: FinetuneConfig, run: RunDirectory, *, plan: PrivacyPlan, i
     if tracking.report_to and tracking.track_private_metrics:
         run.say("warning: tracking.track_private_metrics sends numbers computed from private records to a tracker")
     return Trackers.start(tracking, folder=run.path / "tracking", steps=plan.steps, facts=facts, is_main=is_main)
+
+
+def _token_columns(config: FinetuneConfig, ready: Prepared) -> WordColumns:
+    """Return where tokens are counted, before anything private is read."""
+    buckets = config.privacy.token_histogram_word_buckets
+    return WordColumns.of(ready.tokenizer, num_tokens=logits_width(ready.model), num_buckets=buckets)
 
 
 def _keys(config: FinetuneConfig, run: RunDirectory) -> StepKeys:
