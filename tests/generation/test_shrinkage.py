@@ -1,8 +1,10 @@
 """Posterior means of noisy sums: nearer to the truth than the sums, than a threshold, and than the model alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -72,18 +74,39 @@ def test_a_label_that_was_not_drawn_is_not_told_anything() -> None:
     assert not shrink(truth_LC, np.zeros_like(own_LC), noise_std=1.0).any()
 
 
+def test_tokens_that_a_model_never_draws_get_nothing_and_spoil_nothing() -> None:
+    """As with top_k: most cells are expected exactly never, by one label or by all."""
+    truth_LC, own_LC = world(seed=9)
+    own_LC[0, ::2], own_LC[:, ::3] = 0.0, 0.0
+    found_LC = shrink(truth_LC, own_LC, noise_std=1.0)
+    assert np.isfinite(found_LC).all()
+    assert not found_LC[:, ::3].any()
+    assert found_LC.any(axis=1).all()
+
+
+def test_a_flat_model_in_much_noise_is_left_alone() -> None:
+    flat_LC = np.full((2, 200_000), 1.0)
+    assert not shrink(flat_LC * 0.07, flat_LC, noise_std=5.0).any()
+
+
 @settings(max_examples=40, deadline=None)
 @given(released=st.floats(-15, 400), expected=st.floats(0.05, 300), spread=st.sampled_from([0.5, 1.0, 2.0]))
 def test_a_posterior_mean_is_the_integral_that_it_should_be(released: float, expected: float, spread: float) -> None:
+    assume(released <= 5 or abs(np.log(released / expected)) < 3 * spread)
+
     def density(ratio: float) -> float:
         prior = -((ratio + spread**2 / 2) ** 2) / (2 * spread**2)
         return float(np.exp(prior - (released - expected * np.exp(ratio)) ** 2 / 2))
 
-    peak = np.log(max(released, 1.0) / expected)
-    points = sorted({float(np.clip(p, -5.1, 8.1)) for p in (peak - 0.1, peak, peak + 0.1, -(spread**2) / 2)})
-    whole = quad(density, -5.1, 8.1, points=points, limit=500)[0]
-    mean = quad(lambda r: expected * np.exp(r) * density(r), -5.1, 8.1, points=points, limit=500)[0]
-    if whole < 1e-250:
-        return
+    peak = float(np.log(max(released, 1.0) / expected))
+    cuts = sorted({-12.0, -(spread**2) / 2, *(peak + shift for shift in (-1, -0.1, 0, 0.1, 1)), 12.0})
+    spans = list(pairwise(cuts))
+    whole = sum(quad(density, low, high, limit=200)[0] for low, high in spans)
+    first = sum(quad(lambda r: density(r) * np.exp(r), low, high, limit=200)[0] for low, high in spans)
     found, _ = shrinkage._posterior(np.array([released]), np.array([expected]), spread, 1.0)
-    assert found[0] == pytest.approx(mean / whole, rel=0.05, abs=0.02)
+    assert found[0] == pytest.approx(expected * first / whole, rel=0.03, abs=0.02)
+
+
+def test_a_sum_that_noise_cannot_reach_is_followed_however_unexpected() -> None:
+    found, _ = shrinkage._posterior(np.array([30.0]), np.array([1e-6]), 0.5, 1.0)
+    assert 25 < found[0] <= 30

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_RATIOS_G = np.arange(-5.0, 8.01, 0.125)
+_RATIOS_G = np.arange(-8.0, 8.01, 0.125)
 """r, in nats: a bias beyond some six is not followed anyway."""
 _SHARP = 5.0
 _DEVIATIONS_G = np.arange(-4.5, 4.51, 0.25)
-"""In standard deviations of the noise: a sum released above the first lies within the others of what was released."""
+"""In standard deviations of the noise: a sum released above the first is looked for within the others of what was
+released, however unexpected it is, for noise alone does not get there."""
 _SPREADS = (0.5, 0.75, 1.0, 1.5, 2.0)
 _OWN_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 _SMALL, _STANDS_OUT = 0.05, 3.0
@@ -59,6 +60,8 @@ def _one_label(released_C: Floats, own_C: Floats, pool_C: Floats, noise_std: flo
     if total <= _LOST * noise_std / length:
         return np.zeros_like(released_C)
     seen_K = np.flatnonzero(pool_C * total >= _SMALL * noise_std)  # chosen by no released number of the label's own
+    if not len(seen_K):
+        return np.zeros_like(released_C)
     some_K = seen_K[:: -(-len(seen_K) // _MOST_CELLS)]
 
     def likelihood(setting: tuple[float, float]) -> float:
@@ -79,6 +82,7 @@ def _one_label(released_C: Floats, own_C: Floats, pool_C: Floats, noise_std: flo
 
 def _posterior(released_K: Floats, mean_K: Floats, spread: float, noise_std: float) -> tuple[Floats, float]:
     """Return the posterior means of cells, and the log likelihood of what was released, up to a constant."""
+    mean_K = np.maximum(mean_K, _LEAST)  # a token that is never expected: what it has is then very unlikely
     is_sharp_K = released_K > _SHARP * noise_std
     means_K, likelihoods_K = np.empty_like(released_K), np.empty_like(released_K)
     for is_here_K, sums_KG, lengths_KG in (
