@@ -50,7 +50,7 @@ from safesynthdp.records import load_split
 from safesynthdp.training.examples import encode, text_ids
 from safesynthdp.training.token_counts import token_table
 from safesynthdp.training.units import Units
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 PROMPT = "<|im_start|>user\nWrite one short sentence of a {label}.<|im_end|>\n<|im_start|>assistant\n"
 FIRST_BUCKET, MIDDLE, END = 80, 85, 90

@@ -20,7 +20,7 @@ from safesynthdp.generation.token_targets import read_targets
 from safesynthdp.privacy.ledger import Ledger, Release, release_epsilon
 from safesynthdp.privacy.token_histogram import TokenHistogramMechanism
 from safesynthdp.runs import LEDGER, TOKENS, RunDirectory
-from safesynthdp.token_file import TokenFile
+from safesynthdp.training.token_file import TokenFile
 
 V = 259
 MECHANISM = TokenHistogramMechanism(noise_multiplier=2.0)

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from safesynthdp.generation.selection import Selection, herd, select
 from safesynthdp.generation.token_targets import TokenTargets
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 V, END = 50, 1
 

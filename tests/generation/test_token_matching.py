@@ -19,7 +19,7 @@ from safesynthdp.generation.token_targets import TokenTargets
 from safesynthdp.training.examples import Example
 from safesynthdp.training.token_counts import token_table
 from safesynthdp.training.units import Units
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 V, END = 259, 1
 PLAIN = WordColumns.plain(V)

@@ -17,13 +17,13 @@ from safesynthdp.cli import run as run_door
 from safesynthdp.errors import ConfigError
 from safesynthdp.privacy.ledger import Ledger, recompute_all
 from safesynthdp.runs import TOKENS
-from safesynthdp.token_file import TokenFile
 from safesynthdp.training.command import main
 from safesynthdp.training.config import PrivacyConfig
 from safesynthdp.training.examples import Example
 from safesynthdp.training.token_counts import token_table
+from safesynthdp.training.token_file import TokenFile
 from safesynthdp.training.units import Units
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 LABELS = ("bad", "good")
 V = 12

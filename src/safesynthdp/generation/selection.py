@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.generation.token_targets import Floats, TokenTargets
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 Counts = Any
 """A scipy.sparse.csr_matrix, whose stubs know neither rows nor columns."""

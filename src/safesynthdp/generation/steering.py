@@ -1,6 +1,6 @@
 """A bias on the logits of one wave, by label and column, and a look at what its rows were drawn from.
 
-Elsewhere: which column a token has (word_columns.py), how the bias is found (token_matching.py), the loop
+Elsewhere: which column a token has (training/word_columns.py), how the bias is found (token_matching.py), the loop
 (decoding.py). Shapes: L labels, C columns, V vocabulary, R rows of the wave, B of them still in the batch, I of those
 inside a word, W tokens that go on with a word.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safesynthdp.word_columns import NO_WORD, WordColumns
+from safesynthdp.training.word_columns import NO_WORD, WordColumns
 
 
 class Steering:

@@ -1,8 +1,8 @@
 """Sampling that uses each token as often as the private texts of its label do, as far as that was released.
 
-Here: the released frequencies, one bias on the logits a label and column, and the rounds that fit it. Elsewhere: the
-counts and their noise (training/token_counts.py, privacy/token_histogram.py), what a column is (word_columns.py: a
-token, or one inside a word; "token" stands for both here), the loop over positions (decoding.py, steering.py).
+Here: one bias on the logits a label and column, and the rounds that fit it. Elsewhere: the targets (token_targets.py),
+the counts and their noise (training/token_counts.py, privacy/token_histogram.py), what a column is
+(training/word_columns.py), the loop over positions (decoding.py, steering.py).
 Everything reads released numbers and the model: post-processing. Source: matching moments by an exponential tilt, as in
 Khalifa et al. (2021), arXiv:2012.11635, here per token and label on frequencies with differential privacy. Shapes: L
 labels, B rows, R rows of a wave, C columns.
@@ -20,7 +20,7 @@ from safesynthdp.generation.steering import Steering
 from safesynthdp.generation.token_targets import TokenTargets
 from safesynthdp.training.ranks import Ranks
 from safesynthdp.training.sharding import deal
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 MOST_BIAS = 6.0
 """Nats by which a token is favoured or held back at most."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safesynthdp.errors import LedgerMismatch
 from safesynthdp.generation.shrinkage import shrink
 from safesynthdp.runs import TOKENS, RunDirectory
-from safesynthdp.token_file import EXACT, TokenFile
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.token_file import EXACT, TokenFile
+from safesynthdp.training.word_columns import WordColumns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

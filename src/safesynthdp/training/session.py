@@ -36,7 +36,7 @@ from safesynthdp.training.state import KEYS, drop_state, load_keys, save_keys
 from safesynthdp.training.token_counts import settle_tokens
 from safesynthdp.training.tracking import Trackers
 from safesynthdp.training.units import Units
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 DROPOUT_NOT_COVERED = (
     "dropout: its masks go by a record's place in a batch and come from a generator of torch, seeded in secret but not "

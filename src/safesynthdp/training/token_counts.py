@@ -17,12 +17,12 @@ from safesynthdp.errors import LedgerMismatch
 from safesynthdp.privacy.randomness import StepKeys, derive_key
 from safesynthdp.privacy.storage import write_json
 from safesynthdp.runs import TOKENS, RunDirectory
-from safesynthdp.token_file import TokenFile
 from safesynthdp.training.examples import Example
 from safesynthdp.training.plan import PrivacyPlan
 from safesynthdp.training.spending import TOKEN_HISTOGRAM, Spending
+from safesynthdp.training.token_file import TokenFile
 from safesynthdp.training.units import Units
-from safesynthdp.word_columns import WordColumns
+from safesynthdp.training.word_columns import WordColumns
 
 _DIGEST = "token_table.json"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.word_columns import NO_WORD, WordColumns
+from safesynthdp.training.word_columns import NO_WORD, WordColumns
 
 V, M = 259, 1024
 TOKENIZER = ByT5Tokenizer(extra_ids=0)
