@@ -38,8 +38,8 @@ class Steering:
         steered_BV = wide_BV + self._bias_LC[label_B, : wide_BV.shape[1]]
         inside_I, column_IW = self._inside(slots_B)
         if len(inside_I):
-            bias_IW = self._bias_LC[label_B[inside_I, None], column_IW]
-            steered_BV[inside_I[:, None], self._inner_W] = wide_BV[inside_I][:, self._inner_W] + bias_IW
+            here_IW = (inside_I[:, None], self._inner_W)
+            steered_BV[here_IW] = wide_BV[here_IW] + self._bias_LC[label_B[inside_I, None], column_IW]
         return steered_BV
 
     def look(self, weights_BV: Tensor, slots_B: Tensor, is_live_B: Tensor) -> None:
@@ -51,8 +51,9 @@ class Steering:
         shares_SV = (live_SV / live_SV.sum(dim=1, keepdim=True)).to(self.seen_RC.dtype)
         inside_I, column_IW = self._inside(live_S)
         if len(inside_I):
-            self.seen_RC[live_S[inside_I, None], column_IW] += shares_SV[inside_I][:, self._inner_W]
-            shares_SV[inside_I[:, None], self._inner_W] = 0.0
+            here_IW = (inside_I[:, None], self._inner_W)
+            self.seen_RC[live_S[inside_I, None], column_IW] += shares_SV[here_IW]
+            shares_SV[here_IW] = 0.0
         self.seen_RC[:, : shares_SV.shape[1]].index_add_(0, live_S, shares_SV)
 
     def follow(self, drawn_B: Tensor, slots_B: Tensor) -> None:
