@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -48,10 +48,11 @@ def test_almost_no_noise_leaves_the_sums_as_they_are() -> None:
 
 def test_nothing_but_noise_says_nothing() -> None:
     _, own_LC = world(seed=5)
+    told = 0
     for seed in range(20):
         noise_LC = 5.0 * np.random.default_rng(seed).normal(size=own_LC.shape)
-        found_LC = shrink(noise_LC, own_LC, noise_std=5.0)
-        assert (found_LC.any(axis=1).sum()) <= 1, "three standard deviations, of two labels"
+        told += int(shrink(noise_LC, own_LC, noise_std=5.0).any(axis=1).sum())
+    assert told <= 1, "of forty labels, at three standard deviations"
 
 
 def test_a_cell_of_noise_that_nobody_expects_stays_small_and_one_that_is_expected_rises() -> None:
@@ -90,6 +91,7 @@ def test_a_flat_model_in_much_noise_is_left_alone() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(released=-14.0, expected=117.0, spread=2.0)
 @given(released=st.floats(-15, 400), expected=st.floats(0.05, 300), spread=st.sampled_from([0.5, 1.0, 2.0]))
 def test_a_posterior_mean_is_the_integral_that_it_should_be(released: float, expected: float, spread: float) -> None:
     assume(released <= 5 or abs(np.log(released / expected)) < 3 * spread)

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_RATIOS_G = np.arange(-8.0, 8.01, 0.125)
-"""r, in nats: a bias beyond some six is not followed anyway."""
+_RATIOS_G = np.arange(-12.0, 8.01, 0.125)
+"""r, in nats; far down, where a cell that is expected and was released below 0 has its mass."""
 _SHARP = 5.0
 _DEVIATIONS_G = np.arange(-4.5, 4.51, 0.25)
 """In standard deviations of the noise: a sum released above the first is looked for within the others of what was
 released, however unexpected it is, for noise alone does not get there."""
 _SPREADS = (0.5, 0.75, 1.0, 1.5, 2.0)
 _OWN_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
-_SMALL, _STANDS_OUT = 0.05, 3.0
+_SMALL, STANDS_OUT = 0.05, 3.0
 """In standard deviations of the noise: a cell expected below the first and released below the second says nothing."""
 _LOST = 3.0
 """A total that is not this many standard deviations above 0 says nothing."""
@@ -75,7 +75,7 @@ def _one_label(released_C: Floats, own_C: Floats, pool_C: Floats, noise_std: flo
         seen = float(_posterior(released_C[seen_K], total * share_C[seen_K], spread, noise_std)[0].sum())
         total = seen / float(share_C[seen_K].sum())
     sums_C = total * share_C
-    sure_K = np.flatnonzero((sums_C >= _SMALL * noise_std) | ((released_C >= _STANDS_OUT * noise_std) & (sums_C > 0)))
+    sure_K = np.flatnonzero((sums_C >= _SMALL * noise_std) | ((released_C >= STANDS_OUT * noise_std) & (sums_C > 0)))
     sums_C[sure_K] = _posterior(released_C[sure_K], sums_C[sure_K], spread, noise_std)[0]
     return sums_C
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.errors import LedgerMismatch
-from safesynthdp.generation.shrinkage import shrink
+from safesynthdp.generation.shrinkage import STANDS_OUT, shrink
 from safesynthdp.runs import TOKENS, RunDirectory
 from safesynthdp.training.token_file import EXACT, TokenFile
 from safesynthdp.training.word_columns import WordColumns
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _PSEUDO = 0.25
 """Expected count that is added on both sides: less than about one position of evidence moves a token little."""
-_STANDS_OUT = 3.0
-"""In standard deviations of the noise."""
 Floats = NDArray[np.float64]
 
 
@@ -50,7 +48,7 @@ class TokenTargets:
     @property
     def stands_out_LC(self) -> NDArray[np.bool_]:
         """Which cells hold more than noise, one by one."""
-        is_out_LC: NDArray[np.bool_] = self.released_LC > _STANDS_OUT * self.noise_std
+        is_out_LC: NDArray[np.bool_] = self.released_LC > STANDS_OUT * self.noise_std
         return is_out_LC
 
     def wanted(self, expected_LC: Floats) -> Floats:
