@@ -12,19 +12,20 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextmanager
-def progress(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(what: str, *, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(n)``; shows ``what``, done of total, units a second and the time left.
 
     Args:
         what: The stage, a few words.
         total: Units in all.
         unit: Plural noun of a unit: "steps", "texts", "records".
+        done: Of these, how many were there before, which says nothing about the speed.
     """
     if sys.stderr.isatty():
-        with _bar(what, total=total, unit=unit) as advance:
+        with _bar(what, total=total, unit=unit, before=done) as advance:
             yield advance
     else:
-        yield _lines(what, total=total, unit=unit)
+        yield _lines(what, total=total, unit=unit, before=done)
 
 
 def duration(seconds: float) -> str:
@@ -40,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _bar(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, *, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,29 +55,29 @@ def _bar(what: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]
     )
     start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(what, total=total, rate="")
+        task = shown.add_task(what, total=total, completed=before, rate="")
 
         def advance(count: int) -> None:
-            done = shown.tasks[0].completed + count
-            shown.update(task, advance=count, rate=_rate(done, time.monotonic() - start, unit))
+            now_done = shown.tasks[0].completed + count - before
+            shown.update(task, advance=count, rate=_rate(now_done, time.monotonic() - start, unit))
 
         yield advance
 
 
-def _lines(what: str, *, total: int, unit: str) -> Callable[[int], None]:
+def _lines(what: str, *, total: int, unit: str, before: int) -> Callable[[int], None]:
     start = time.monotonic()
-    said, done = start, 0
+    said, done = start, before
 
     def advance(count: int) -> None:
         nonlocal said, done
         done += count
         now = time.monotonic()
-        if done == 0 or (now - said < SECONDS_BETWEEN_LINES and done < total):
+        if done == before or (now - said < SECONDS_BETWEEN_LINES and done < total):
             return
         said = now
-        left = (now - start) / max(done, 1) * (total - done)
+        left = (now - start) / (done - before) * (total - done)
         ending = f", {duration(left)} left" if done < total else f" in {duration(now - start)}"
-        sys.stderr.write(f"{what}: {done} of {total} {unit}, {_rate(done, now - start, unit)}{ending}\n")
+        sys.stderr.write(f"{what}: {done} of {total} {unit}, {_rate(done - before, now - start, unit)}{ending}\n")
         sys.stderr.flush()
 
     return advance

@@ -94,8 +94,7 @@ def train(job: Job) -> int:
     last = job.plan.total_steps - clock.abandoned
     check = _MovesCheck(trainable) if job.plan.mechanism is not None and clock.step == 0 else None
     job.model.train()
-    with _interruptible(ranks) as interrupted, _progress(job) as advance:
-        advance(min(clock.step, job.plan.total_steps))
+    with _interruptible(ranks) as interrupted, _progress(job, done=clock.step) as advance:
         for step in range(clock.step, last):
             began = time.monotonic()
             with ranks.together():
@@ -132,10 +131,11 @@ def _whole_state(
         return ranks.shards.whole_tensors(state_tensors(trainable, optimizer))
 
 
-def _progress(job: Job) -> AbstractContextManager[Callable[[int], None]]:
+def _progress(job: Job, *, done: int) -> AbstractContextManager[Callable[[int], None]]:
     """Rank 0 shows it."""
     if job.ranks.is_main:
-        return progress("training", total=job.plan.total_steps, unit="steps")
+        total = job.plan.total_steps
+        return progress("training", total=total, unit="steps", done=min(done, total))
     return nullcontext(lambda _: None)
 
 
