@@ -61,14 +61,18 @@ def test_decoding_follows_the_words_as_counting_does(text: list[int], begins: in
     for token in text:
         token_R = torch.tensor([token, 7])
         goes_on = int(state_R[0]) != NO_WORD and bool(begins_V[token])
-        found.append(int(columns.buckets(state_R, token_R[:1])[0, 0]) if goes_on else token)
+        bucket = (int(columns.first_bucket(state_R)[0]) + token) % M
+        found.append(V + bucket if goes_on else token)
         state_R = columns.follow(state_R, token_R, begins_V=begins_V, ends_V=ends_V)
     assert found == columns.columns(text).tolist()
 
 
 def test_no_two_tokens_after_one_word_share_a_bucket() -> None:
-    after = COLUMNS.buckets(torch.tensor([2**31 - 2, 12345]), torch.arange(V))
-    assert [len(set(row)) for row in after.tolist()] == [V, V]
+    go_on = np.flatnonzero(COLUMNS.begins_V).tolist()
+    for word in ("a", "xyzzyx", "b" * 50):
+        after = [int(COLUMNS.columns([*ids(word), token])[-1]) for token in go_on]
+        assert min(after) >= V
+        assert len(set(after)) == len(go_on) > 20
 
 
 def test_words_of_many_tokens_stay_within_64_bits() -> None:

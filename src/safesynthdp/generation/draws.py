@@ -39,7 +39,7 @@ class Sampling:
         In float32 whatever the model runs in (float64 for float64 logits). At the defaults rows sum to 1.
         """
         wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-        wide_BV = wide_BV / self.temperature
+        wide_BV = wide_BV if self.temperature == 1 else wide_BV / self.temperature
         if 0 < self.top_k < wide_BV.shape[1]:
             lowest_B1 = wide_BV.topk(self.top_k, dim=1).values[:, -1:]
             wide_BV = wide_BV.masked_fill(wide_BV < lowest_B1, -torch.inf)

@@ -128,7 +128,7 @@ def _draw(
     decode_wave(
         model, wave, sampling=sampling, eos_token_id=eos_token_id, seed=seed, on_step=on_step, steering=steering
     )
-    steering.seen_RC[:, eos_token_id] = ended_R.to(steering.seen_RC.device)  # it decides the weight, so it is counted
+    seen_RC = steering.seen_RC.cpu()
+    seen_RC[:, eos_token_id] = ended_R  # it decides the weight, so it is counted
     label_R = torch.tensor([row.label for row in wave])
-    weighted_RC = steering.seen_RC * weight_R.to(steering.seen_RC.device)[:, None]
-    expected_LC.index_add_(0, label_R, weighted_RC.cpu().double())
+    expected_LC.index_add_(0, label_R, (seen_RC * weight_R[:, None]).double())

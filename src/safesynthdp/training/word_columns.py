@@ -127,9 +127,9 @@ class WordColumns:
             state = _next(state if goes_on else 0, token) if self.ends_V[token] else NO_WORD
         return found
 
-    def buckets(self, state_R: "Tensor", tokens_W: "Tensor") -> "Tensor":
-        """Return [R, W] the columns of tokens that go on with the words of these states, no two alike in a row."""
-        return self.num_tokens + (state_R[:, None] + tokens_W) % self.num_buckets
+    def first_bucket(self, state_R: "Tensor") -> "Tensor":
+        """Return [R] the bucket of token 0 after the words of these states; of token t it is t further on, round M."""
+        return state_R % self.num_buckets
 
     def follow(self, state_R: "Tensor", tokens_R: "Tensor", *, begins_V: "Tensor", ends_V: "Tensor") -> "Tensor":
         """Return [R] the states after these tokens; the same numbers as ``columns`` goes through."""
