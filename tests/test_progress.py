@@ -7,24 +7,28 @@ import pytest
 from safesynthdp import progress as module
 from safesynthdp.progress import duration, progress
 
+Capture = pytest.CaptureFixture[str]
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that is set by hand, and lines for a log."""
-
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time by hand, and lines for a log."""
     made = Clock()
     monkeypatch.setattr(module, "time", made)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     return made
 
 
-def test_the_time_left_is_that_of_the_units_left_at_the_speed_so_far(clock, capsys):
+def test_the_time_left_is_that_of_the_units_left_at_the_speed_so_far(clock: Clock, capsys: Capture) -> None:
     with progress("training", total=10, unit="steps") as advance:
         for _ in range(4):
             clock.now += 25.0
@@ -32,7 +36,7 @@ def test_the_time_left_is_that_of_the_units_left_at_the_speed_so_far(clock, caps
     assert capsys.readouterr().err.splitlines()[-1] == "training: 4 of 10 steps, 25.0 s a step, 2 min left"
 
 
-def test_what_was_done_before_a_stop_does_not_make_the_rest_look_fast(clock, capsys):
+def test_what_was_done_before_a_stop_does_not_make_the_rest_look_fast(clock: Clock, capsys: Capture) -> None:
     with progress("training", total=80, unit="steps", done=36) as advance:
         clock.now += 25.0
         advance(1)
@@ -44,14 +48,14 @@ def test_what_was_done_before_a_stop_does_not_make_the_rest_look_fast(clock, cap
     ]
 
 
-def test_the_last_unit_says_how_long_it_took_this_time(clock, capsys):
+def test_the_last_unit_says_how_long_it_took_this_time(clock: Clock, capsys: Capture) -> None:
     with progress("sampling", total=5, unit="texts", done=4) as advance:
         clock.now += 2.0
         advance(1)
     assert capsys.readouterr().err == "sampling: 5 of 5 texts, 2.0 s a text in 2 s\n"
 
 
-def test_a_log_gets_a_line_every_quarter_of_a_minute_and_one_at_the_end(clock, capsys):
+def test_a_log_gets_a_line_every_quarter_of_a_minute_and_one_at_the_end(clock: Clock, capsys: Capture) -> None:
     with progress("sampling", total=100, unit="texts") as advance:
         for _ in range(100):
             clock.now += 1.0
@@ -59,7 +63,9 @@ def test_a_log_gets_a_line_every_quarter_of_a_minute_and_one_at_the_end(clock, c
     assert len(capsys.readouterr().err.splitlines()) == 7
 
 
-def test_a_terminal_shows_the_speed_since_the_stop_too(clock, monkeypatch, capsys):
+def test_a_terminal_shows_the_speed_since_the_stop_too(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress("training", total=80, unit="steps", done=36) as advance:
         clock.now += 25.0
@@ -69,12 +75,12 @@ def test_a_terminal_shows_the_speed_since_the_stop_too(clock, monkeypatch, capsy
     assert "25.0 s a step" in shown
 
 
-def test_nothing_done_is_nothing_said(clock, capsys):
+def test_nothing_done_is_nothing_said(clock: Clock, capsys: Capture) -> None:
     with progress("sampling", total=5, unit="texts") as advance:
         clock.now += 60.0
         advance(0)
     assert capsys.readouterr().err == ""
 
 
-def test_hours_are_said_as_people_say_them():
+def test_hours_are_said_as_people_say_them() -> None:
     assert [duration(s) for s in (0.4, 99, 100, 7500)] == ["0 s", "99 s", "2 min", "2 h 05 min"]
