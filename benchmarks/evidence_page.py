@@ -38,7 +38,23 @@ def table(found: Json, *, is_short: bool = False) -> str:
     matched = [(n, accuracy) for n, accuracy in sorted(_matched(shown).items()) if n < found["num_train"]]
     real = [_line(f"{n:,} real texts", "none", accuracy, {}) for n, accuracy in matched]
     whole = _line(f"all {found['num_train']:,} real texts", "none", found["references"]["real"], {})
-    return "\n".join([*head, *lines, *direct, untuned, *real, whole, "", *_facts(found, is_short), ""])
+    lead = [*_lead(found, shown), ""] if is_short else []
+    return "\n".join([*lead, *head, *lines, *direct, untuned, *real, whole, "", *_facts(found, is_short), ""])
+
+
+def _lead(found: Json, shown: list[Json]) -> list[str]:
+    """Return the table in one sentence: the first classifier, from the floor over each epsilon to the ceiling."""
+    model, name = next(iter(MODELS.items()))
+    floor, ceiling = (found["references"][which][model][0] for which in ("base_model", "real"))
+    last = [p for p in shown if p["epsilon"] and p["source"] == _private(found)[-1]["source"]]
+    largest = {p["epsilon"]: p for p in sorted(last, key=lambda p: (p["epsilon"], p["num_texts"]))}
+    steps = [
+        f"**{p['accuracy'][model][0]:.3f}** on synthetic text at epsilon {_epsilon(p)}, " for p in largest.values()
+    ]
+    return [
+        f"Accuracy of a {name} on held-out real texts: **{floor:.3f}** trained on text of the untuned model, "
+        f"{''.join(steps)}**{ceiling:.3f}** on the private records themselves."
+    ]
 
 
 def _private(found: Json) -> list[Json]:
