@@ -36,7 +36,7 @@ demo: setup
 	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
 
 # The evidence on two cores, every word goes on after a stop: grid, shadow pools, private prediction, one report (two
-# hours); then the same epsilons trained longer, and more texts (two hours more).
+# hours); then the same epsilons trained longer, and 40,000 texts of each (three hours more).
 REPRODUCE ?= runs/vader_cpu
 reproduce: setup
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu.yaml --output_dir $(REPRODUCE)
