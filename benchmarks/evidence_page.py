@@ -175,7 +175,7 @@ def profile(found: Json) -> str:
     return "\n".join([
         f"# Where the time goes, {found['date']}, {found['hardware']['cpu_cores']} CPU cores", "",
         "Seconds of the clock, two jobs of one thread at a time where the recipe says so; a pool is its models. A job "
-        "that was stopped and went on counts the pause (gaussian_l2 here).", "",
+        f"that was stopped and went on counts the pause{found['note'] and '; '}{found['note']}.", "",
         "| stage | jobs | seconds | seconds a job | share |", "|---|---|---|---|---|", *lines, "",
         f"Training with noise and clip against the same steps without: {', '.join(ratios) or 'not measured'} times as "
         "long. Only this and the audit are the price of the certificate; a step alone, against an ordinary one, is in "

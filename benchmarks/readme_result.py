@@ -1,6 +1,6 @@
 """Put the table of a folder under results/ into README.md, between the two marks; nothing there is typed by hand.
 
-python benchmarks/readme_result.py results/2026-11-29-vader-cpu
+python benchmarks/readme_result.py results/2026-11-30-vader-cpu
 """
 
 import sys
