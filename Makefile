@@ -43,7 +43,7 @@ reproduce: setup
 	OMP_NUM_THREADS=1 $(BIN)/safesynthdp pipeline --config recipes/pipeline_vader_cpu_long.yaml \
 		--output_dir $(REPRODUCE)_long
 	for cell in eps1-seed0 eps8-seed0; do grid=$(REPRODUCE)_long; \
-		OMP_NUM_THREADS=1 $(BIN)/safesynthdp evaluate --max_train_records 5000 --reference_model null \
+		OMP_NUM_THREADS=1 $(BIN)/safesynthdp evaluate --max_train_records 5000 --reference_model null --holdout_is_public true \
 		--embedding_model minilm --real $$grid/$$cell/run --holdout $$grid/$$cell/run --synthetic $$grid/$$cell/synthetic \
 		--baseline $$grid/untuned --output_dir $$grid/$$cell/evaluation_5000 || exit 1; done
 
