@@ -138,6 +138,8 @@ def test_a_public_holdout_lets_its_rows_out_without_the_real_ceiling(runs: Runs,
     _, text = publish(runs, tmp_path / "out")
     assert "0.74293" in text
     assert "0.81937" not in text
+    ceiling = text.partition("Ceiling")[2].partition("</div>")[0]
+    assert "left out of the public edition" in ceiling, "it was measured, so it is not 'not done'"
 
 
 def test_an_audit_by_canaries_stays_and_one_on_natural_records_goes(runs: Runs, tmp_path: Path, edit: Edit) -> None:

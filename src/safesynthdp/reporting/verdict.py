@@ -75,25 +75,25 @@ def _missing(group: Group, *, is_public: bool) -> str:
 
 
 def _utility(group: Group, *, is_public: bool) -> tuple[Fact, ...]:
-    evaluation = _first(group)
+    evaluation, missing = _first(group), _missing(group, is_public=is_public)
     model = None if evaluation is None else headline_model(evaluation)
     found = None if evaluation is None else any_model(evaluation, "accuracy", train_on="synthetic", model=model)
     if evaluation is None or found is None or found.value is None:
-        return (Fact(name="Utility", value=_missing(group, is_public=is_public)),)
+        return (Fact(name="Utility", value=missing),)
     name = CLASSIFIERS.get(model or "", model or "a classifier")
     return (
         Fact(name="Utility", value=f"accuracy {_number(found)} of {name} trained on synthetic text, tested on real"),
-        Fact(name="Ceiling", value=_beside(evaluation, model, _CEILINGS)),
-        Fact(name="Floor", value=_beside(evaluation, model, _FLOORS)),
+        Fact(name="Ceiling", value=_beside(evaluation, model, _CEILINGS, otherwise=missing)),
+        Fact(name="Floor", value=_beside(evaluation, model, _FLOORS, otherwise=missing)),
     )  # fmt: skip
 
 
-def _beside(evaluation: Evaluation, model: str | None, wanted: dict[str, str]) -> str:
+def _beside(evaluation: Evaluation, model: str | None, wanted: dict[str, str], *, otherwise: str) -> str:
     rows = {
         words: any_model(evaluation, "accuracy", train_on=train_on, model=model) for train_on, words in wanted.items()
     }
     parts = [f"{_number(row)} {words}" for words, row in rows.items() if row is not None and row.value is not None]
-    return "; ".join(parts) or "not done"
+    return "; ".join(parts) or otherwise
 
 
 def _number(row: Metric) -> str:
