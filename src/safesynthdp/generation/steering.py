@@ -35,8 +35,8 @@ class Steering:
     @property
     def seen_RC(self) -> Tensor:
         """[R, C] how often each column was to be expected in each row of the wave: probabilities, added up."""
-        first_RM, second_RM = self._seen_RN.chunk(2, dim=1) if self._columns.num_buckets else (self._seen_RN,) * 2
-        return torch.cat([self._seen_RV, first_RM + second_RM], dim=1)
+        buckets = self._columns.num_buckets
+        return torch.cat([self._seen_RV, self._seen_RN[:, :buckets] + self._seen_RN[:, buckets:]], dim=1)
 
     def begin(self, labels: Sequence[int]) -> None:
         """Take the labels of the R rows of a wave, none of which is inside a word."""
