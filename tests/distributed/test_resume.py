@@ -82,14 +82,15 @@ def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_th
     tmp_path: Path, start: Start, end: End, steps_in: StepsIn, weights: Weights
 ) -> None:
     moments = random.Random(4)
-    words = ("--train.max_steps", "120", "--train.save_steps", "4")
+    words = ("--train.max_steps", "240", "--train.save_steps", "4")
     assert [ended.code for ended in end(start(2, tmp_path / "straight", *words))] == [0, 0]
     run, counted = tmp_path / "killed", 0
     for _ in range(20):
         processes = start(2, run, *words)
-        while steps_in(run) <= counted and processes[0].poll() is None and moments.random() > 0.002:
+        enough = counted + moments.randint(1, 6)  # in steps, not seconds: a fast machine must not reach the last one
+        while steps_in(run) < enough and processes[0].poll() is None and moments.random() > 0.002:
             time.sleep(0.01)  # rarely: while it is still starting
-        time.sleep(moments.random() * 0.25)
+        time.sleep(moments.random() * 0.03)
         order = moments.sample(processes, k=2)
         order[0].kill()
         if moments.random() < 0.5 or steps_in(run) == counted:  # still meeting: there it is the launcher who ends all
@@ -97,7 +98,7 @@ def test_killed_at_twenty_random_moments_the_run_ends_with_the_same_bytes_and_th
         end(processes, seconds=60)
         assert steps_in(run) >= counted, "what was spent stays spent"
         counted = steps_in(run)
-        assert counted < 120, "still running when it was killed"
+        assert counted < 240, "still running when it was killed"
     assert [ended.code for ended in end(start(2, run, *words))] == [0, 0]
     assert weights(run) == weights(tmp_path / "straight")
     assert priced(run) == priced(tmp_path / "straight")
