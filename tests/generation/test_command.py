@@ -260,6 +260,25 @@ def test_the_attention_asked_for_is_decoded_with_and_gives_the_same_logits(
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)  # eager takes its softmax in float32
 
 
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_the_fastest_precision_is_bfloat16_only_where_the_processor_multiplies_it(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_instructions: bool
+) -> None:
+    monkeypatch.setattr("safesynthdp.training.precision.multiplies_bfloat16", lambda _: has_instructions)
+    found = sample(make_run(), tmp_path / "out", "--dtype=fastest", "--max_new_tokens=3")
+    assert found.manifest["dtype"] == ("bfloat16" if has_instructions else "float32")
+
+
+def test_a_precision_that_the_processor_has_no_instructions_for_is_warned_of(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("safesynthdp.training.precision.multiplies_bfloat16", lambda _: False)
+    sample(make_run(), tmp_path / "slow", "--dtype=bfloat16", "--max_new_tokens=3")
+    assert "warning: bfloat16 on a processor without instructions" in capsys.readouterr().out
+    sample(make_run(), tmp_path / "plain", "--max_new_tokens=3")
+    assert "bfloat16" not in capsys.readouterr().out
+
+
 def test_an_attention_that_the_model_does_not_take_is_refused(
     load: Callable[[Any], LoadedModel], fresh_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

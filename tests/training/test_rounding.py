@@ -17,7 +17,7 @@ from safesynthdp.training import bookkeeping, layer_gradients, opacus_engines
 from safesynthdp.training.clipping import CLIP_MARGIN, clip_factors, squared_norms
 from safesynthdp.training.layer_gradients import Outer
 from safesynthdp.training.opacus_engines import GhostEngine
-from safesynthdp.training.precision import products
+from safesynthdp.training.precision import fastest, products, slow_format
 from safesynthdp.training.selfcheck import check_engine
 
 VOCAB = 41
@@ -238,3 +238,28 @@ def test_the_start_up_check_refuses_norms_under_a_base_in_bfloat16_that_are_thre
     monkeypatch.setattr(bookkeeping.BookkeepingTape, "norms", lambda self: norms(self) * 0.97)
     with pytest.raises(UnsupportedLayer, match="norms are wrong"):
         start_up_check(adapters())
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True, "amx_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_the_fastest_format_of_a_processor_follows_from_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest(torch.device("cpu")) == expected
+    held = nn.Linear(2, 2).to(torch.bfloat16)
+    assert (slow_format(held) is None) == (expected == torch.bfloat16)
+    assert slow_format(held.float()) is None
+
+
+def test_without_a_word_from_torch_a_processor_counts_as_one_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastest(torch.device("cpu")) == torch.float32
+    assert fastest(torch.device("meta")) == torch.float32

@@ -77,8 +77,8 @@ class PoolSampleConfig:
     """Longest text; null = what the prompt leaves of data.max_length."""
     batch_size: int = 128
     """Texts decoded at once."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of the model while sampling; null = as the run has it."""
+    dtype: Literal["float32", "bfloat16", "fastest"] | None = None
+    """Precision of the model while sampling, as in ``safesynthdp sample``; null = as the run has it."""
     attn_implementation: Literal["sdpa", "eager"] | None = None
     """Of the model while sampling; null = as the run has it."""
     seed: int = 0

@@ -18,8 +18,11 @@ from safesynthdp.generation.settings import SampleConfig
 from safesynthdp.runs import CHECKPOINT, LEDGER, TOKENS, RunDirectory
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from safesynthdp.generation.labels import LabelShares
     from safesynthdp.generation.texts import SampledText
+    from safesynthdp.models import LoadedModel
     from safesynthdp.privacy.ledger import Ledger
     from safesynthdp.training.ranks import Ranks
 
@@ -101,15 +104,12 @@ def _draw(
     from safesynthdp.generation.matching_stage import choose, fit_bias, num_candidates, targets_of
     from safesynthdp.generation.matching_stage import facts as matching_facts
     from safesynthdp.generation.release import refuse_unpaid_tokens
-    from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows, ready_model
+    from safesynthdp.generation.sampling import longest_seconds, missing_rows, plan_rows
     from safesynthdp.generation.sharding import sample_on_ranks
     from safesynthdp.generation.steering import Steering
-    from safesynthdp.models import load_run_model
     from safesynthdp.progress import duration, progress
 
-    with ranks.together(), ranks.first():
-        loaded = load_run_model(source, untuned=config.untuned)
-        model = ready_model(loaded, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    loaded, model = _load(config, source, run, ranks)
     plan = plan_labels(shares, config.num_records, seed=config.seed)
     targets = targets_of(config, source, loaded)
     refuse_unpaid_tokens(ledger, targets)
@@ -153,8 +153,25 @@ def _draw(
             selection = choose(run, texts, plan, targets, matched, loaded) if targets and matched else None
             if selection is not None:
                 texts = {i: dataclasses.replace(texts[n], number=i) for i, n in enumerate(selection.kept)}
-            run.update(token_matching=matching_facts(config, matched, selection))
+            dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+            run.update(token_matching=matching_facts(config, matched, selection), dtype=dtype)
             _write(config, run, texts, plan, shares, ledger, seconds=seconds, num_drawn=len(drawn))
+
+
+def _load(
+    config: SampleConfig, source: RunDirectory, run: RunDirectory, ranks: "Ranks"
+) -> "tuple[LoadedModel, nn.Module]":
+    """Return what the run released, and its model as it is sampled."""
+    from safesynthdp.generation.sampling import ready_model
+    from safesynthdp.models import load_run_model
+    from safesynthdp.training.precision import slow_format
+
+    with ranks.together(), ranks.first():
+        loaded = load_run_model(source, untuned=config.untuned)
+        model = ready_model(loaded, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    if warning := slow_format(model):
+        run.say(f"warning: {warning}; give --dtype fastest")
+    return loaded, model
 
 
 def _silent(_: int) -> None:

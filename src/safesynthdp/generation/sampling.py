@@ -18,6 +18,7 @@ from safesynthdp.generation.steering import Steering
 from safesynthdp.generation.texts import SampledText, TextDecoder
 from safesynthdp.models import LoadedModel
 from safesynthdp.training.examples import prompt_ids
+from safesynthdp.training.precision import fastest
 
 _SECONDS_BETWEEN_PARTS = 30.0
 
@@ -64,8 +65,11 @@ def ready_model(loaded: LoadedModel, *, dtype: str | None, attn_implementation: 
             raise ConfigError(
                 f"attn_implementation={attn_implementation}: {type(model).__name__} has no choice; use null"
             )
-    ready: torch.nn.Module = model if dtype is None else model.to(getattr(torch, dtype))
-    return ready.eval()
+    if dtype is not None:
+        device = next(model.parameters()).device
+        model = model.to(fastest(device) if dtype == "fastest" else getattr(torch, dtype))
+    ready: torch.nn.Module = model.eval()
+    return ready
 
 
 def sample_texts(

@@ -14,6 +14,7 @@ from safesynthdp.privacy.output_pricing import OutputMechanism
 MOST_ROUNDS = 20
 MOST_CANDIDATES = 20
 LabelChoice = Literal["auto", "histogram", "sqrt", "uniform"]
+SampleDtype = Literal["float32", "bfloat16", "fastest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,10 @@ class SampleConfig:
     reaches it is counted as truncated."""
     batch_size: int = 128
     """Texts decoded at once: speed and memory only, a text does not depend on it (up to rounding)."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision of the model while sampling; null = as the run has it. bfloat16 is about twice as fast where the
-    processor multiplies it in hardware (AMX, AVX512-BF16, any recent GPU); tokens are always drawn in float32."""
+    dtype: SampleDtype | None = None
+    """Precision of the model while sampling; null = as the run has it. 'fastest' is bfloat16 where the processor
+    multiplies it in hardware (AMX, AVX512-BF16, any recent GPU), which is about twice as fast, and float32 elsewhere,
+    where bfloat16 takes several times as long. Tokens are always drawn in float32."""
     attn_implementation: Literal["sdpa", "eager"] | None = None
     """Of the model while sampling, as in transformers; null = as the run has it. sdpa draws
     faster than eager; the texts are others, by rounding, of the same distribution."""

@@ -32,6 +32,7 @@ from safesynthdp.training.examples import Example, encode
 from safesynthdp.training.frozen_shards import Sharding, shard_frozen, wanted_sharding
 from safesynthdp.training.full_shards import shard_everything, with_shards
 from safesynthdp.training.plan import PrivacyPlan
+from safesynthdp.training.precision import slow_format
 from safesynthdp.training.ranks import Ranks, digest
 from safesynthdp.training.selfcheck import check_engine
 from safesynthdp.training.selfcheck_ranks import check_ranks
@@ -76,6 +77,8 @@ def prepare(
         dp = plan.mechanism is not None
         model, chosen = _model_and_engine(config, examples, device=device, dp=dp, sharding=sharding)
     engine = chosen.engine
+    if warning := slow_format(model):
+        run.say(f"warning: {warning}; give --model.dtype float32")
     truncated = sum(example.is_truncated for example in examples)
     if truncated:
         run.say(f"{truncated:,} records are longer than data.max_length={config.data.max_length} tokens and are cut")
