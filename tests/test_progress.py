@@ -55,6 +55,28 @@ def test_the_last_unit_says_how_long_it_took_this_time(clock: Clock, capsys: Cap
     assert capsys.readouterr().err == "sampling: 5 of 5 texts, 2.0 s a text in 2 s\n"
 
 
+def test_the_first_texts_of_a_batch_to_end_say_nothing_about_the_time_left(clock: Clock, capsys: Capture) -> None:
+    with progress("sampling", total=300, unit="texts", at_once=100) as advance:
+        clock.now += 30.0
+        advance(2)
+        clock.now += 30.0
+        advance(98)
+        clock.now += 60.0
+        advance(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "sampling: 2 of 300 texts",
+        "sampling: 100 of 300 texts, 1.7 texts/s, 2 min left",
+        "sampling: 200 of 300 texts, 1.7 texts/s, 60 s left",
+    ]
+
+
+def test_fewer_units_than_are_worked_on_at_once_end_with_their_speed(clock: Clock, capsys: Capture) -> None:
+    with progress("sampling", total=3, unit="texts", at_once=100) as advance:
+        clock.now += 6.0
+        advance(3)
+    assert capsys.readouterr().err == "sampling: 3 of 3 texts, 2.0 s a text in 6 s\n"
+
+
 def test_a_log_gets_a_line_every_quarter_of_a_minute_and_one_at_the_end(clock: Clock, capsys: Capture) -> None:
     with progress("sampling", total=100, unit="texts") as advance:
         for _ in range(100):
@@ -73,6 +95,7 @@ def test_a_terminal_shows_the_speed_since_the_stop_too(
     shown = capsys.readouterr().err
     assert "37/80" in shown
     assert "25.0 s a step" in shown
+    assert "18 min left" in shown
 
 
 def test_nothing_done_is_nothing_said(clock: Clock, capsys: Capture) -> None:

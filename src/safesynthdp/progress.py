@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextmanager
-def progress(what: str, *, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(what: str, *, total: int, unit: str, done: int = 0, at_once: int = 1) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(n)``; shows ``what``, done of total, units a second and the time left.
 
     Args:
@@ -20,12 +21,15 @@ def progress(what: str, *, total: int, unit: str, done: int = 0) -> Iterator[Cal
         total: Units in all.
         unit: Plural noun of a unit: "steps", "texts", "records".
         done: Of these, how many were there before, which says nothing about the speed.
+        at_once: Units that are worked on together: before so many have ended, the first to end say nothing about it
+            either (short texts of a batch end long before it does).
     """
+    speed = _Speed(total=total, unit=unit, before=done, at_once=min(at_once, total - done))
     if sys.stderr.isatty():
-        with _bar(what, total=total, unit=unit, before=done) as advance:
+        with _bar(what, speed) as advance:
             yield advance
     else:
-        yield _lines(what, total=total, unit=unit, before=done)
+        yield _lines(what, speed)
 
 
 def duration(seconds: float) -> str:
@@ -40,51 +44,68 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Speed:
+    """Units a second since the start, and what follows from them."""
+
+    total: int
+    unit: str
+    before: int
+    at_once: int
+    start: float = field(default_factory=lambda: time.monotonic())
+
+    def rate(self, done: float) -> str:
+        """Return the speed in words; empty while it is not known."""
+        ended, seconds = done - self.before, time.monotonic() - self.start
+        if ended < max(self.at_once, 1) or seconds <= 0:
+            return ""
+        rate = ended / seconds
+        return f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s a {self.unit.removesuffix('s')}"
+
+    def left(self, done: float) -> str:
+        """Return the time left in words; empty while it is not known."""
+        if not self.rate(done) or done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self.start) / (done - self.before) * (self.total - done)
+        return f"{duration(seconds)} left"
+
+
 @contextmanager
-def _bar(what: str, *, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, speed: _Speed) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(speed.unit),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
-    start = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(what, total=total, completed=before, rate="")
+        task = shown.add_task(what, total=speed.total, completed=speed.before, rate="", left="")
 
         def advance(count: int) -> None:
-            now_done = shown.tasks[0].completed + count - before
-            shown.update(task, advance=count, rate=_rate(now_done, time.monotonic() - start, unit))
+            done = shown.tasks[0].completed + count
+            shown.update(task, advance=count, rate=speed.rate(done), left=speed.left(done))
 
         yield advance
 
 
-def _lines(what: str, *, total: int, unit: str, before: int) -> Callable[[int], None]:
-    start = time.monotonic()
-    said, done = start, before
+def _lines(what: str, speed: _Speed) -> Callable[[int], None]:
+    said, done = speed.start, speed.before
 
     def advance(count: int) -> None:
         nonlocal said, done
         done += count
         now = time.monotonic()
-        if done == before or (now - said < SECONDS_BETWEEN_LINES and done < total):
+        if done == speed.before or (now - said < SECONDS_BETWEEN_LINES and done < speed.total):
             return
         said = now
-        left = (now - start) / (done - before) * (total - done)
-        ending = f", {duration(left)} left" if done < total else f" in {duration(now - start)}"
-        sys.stderr.write(f"{what}: {done} of {total} {unit}, {_rate(done - before, now - start, unit)}{ending}\n")
+        facts = [f"{done} of {speed.total} {speed.unit}", speed.rate(done), speed.left(done)]
+        ending = "" if done < speed.total else f" in {duration(now - speed.start)}"
+        sys.stderr.write(f"{what}: {', '.join(fact for fact in facts if fact)}{ending}\n")
         sys.stderr.flush()
 
     return advance
-
-
-def _rate(done: float, seconds: float, unit: str) -> str:
-    if not done or seconds <= 0:
-        return ""
-    rate = done / seconds
-    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s a {unit.removesuffix('s')}"

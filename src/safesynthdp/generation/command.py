@@ -131,7 +131,10 @@ def _draw(
         matched = fit_bias(config, run, targets, model, loaded, rows, ranks)
         steering = Steering(matched.bias_LC.to(draw_device(model)), targets.columns)
     began = time.monotonic()
-    with progress("sampling", total=len(left), unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
+    at_once = config.batch_size * ranks.world_size
+    with (
+        progress("sampling", total=len(left), unit="texts", at_once=at_once) if ranks.is_main else nullcontext(_silent)
+    ) as advance:
         if config.output is not None:
             under_noise = _under_noise(config, source, run)
             drawn = under_noise(model, loaded, left, config, advance=advance, keep=lambda part: save_part(run, part))

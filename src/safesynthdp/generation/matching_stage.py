@@ -74,7 +74,11 @@ def fit_bias(
     if ranks.is_main:
         run.say(f"matching the released token counts: {left} rounds of {records} texts, at no epsilon")
     total = left * max(records, len({row.label for row in rows}))
-    with progress("matching", total=total, unit="texts") if ranks.is_main else nullcontext(_silent) as advance:
+    with (
+        progress("matching", total=total, unit="texts", at_once=min(records, config.batch_size * ranks.world_size))
+        if ranks.is_main
+        else nullcontext(_silent)
+    ) as advance:
         for fitted in matching_rounds(
             model,
             rows,
