@@ -33,9 +33,9 @@ def with_tokens(run: RunDirectory, *, is_paid: bool = True, source: str = "gauss
     sums_LC = np.zeros((len(labels), vocab_size), dtype=np.float32)
     for row, token in enumerate(favourites):
         sums_LC[row, [token, 1]] = 500.0, 300.0
-    TokenFile(labels=tuple(labels), vocab_size=vocab_size, word_buckets=0, noise_std=noise, sums_LC=sums_LC).write(
-        run.path / TOKENS
-    )
+    TokenFile(
+        labels=tuple(labels), vocab_size=vocab_size, word_buckets=0, lengths=0, noise_std=noise, sums_LC=sums_LC
+    ).write(run.path / TOKENS)
     if not is_paid:
         return
     ledger = Ledger.read(run.path / LEDGER)

@@ -10,13 +10,20 @@ from torch import Tensor
 from safesynthdp.generation.steering import Steering
 from safesynthdp.training.word_columns import WordColumns
 
-V, L = 12, 2
+V, L, END = 12, 2, 5
 
 
-def some_columns(seed: int, num_buckets: int) -> WordColumns:
+def some_columns(seed: int, num_buckets: int, num_lengths: int) -> WordColumns:
     """One bit for each token by chance: whatever a tokenizer's pieces are."""
     rng = np.random.default_rng(seed)
-    return WordColumns(num_tokens=V, num_buckets=num_buckets, begins_V=rng.random(V) < 0.7, ends_V=rng.random(V) < 0.7)
+    return WordColumns(
+        num_tokens=V,
+        num_buckets=num_buckets,
+        begins_V=(rng.random(V) < 0.7) & (np.arange(V) != END),
+        ends_V=(rng.random(V) < 0.7) & (np.arange(V) != END),
+        num_lengths=num_lengths,
+        end_token=END,
+    )
 
 
 def following(columns: WordColumns, text: list[int]) -> list[int]:
@@ -24,16 +31,18 @@ def following(columns: WordColumns, text: list[int]) -> list[int]:
     return [int(columns.columns([*text, token])[-1]) for token in range(V)]
 
 
-texts = st.lists(st.lists(st.integers(0, V - 1), min_size=6, max_size=6), min_size=1, max_size=4)
+a_token = st.integers(0, V - 1).filter(lambda token: token != END)
+texts = st.lists(st.lists(a_token, min_size=6, max_size=6), min_size=1, max_size=4)
+lengths = st.sampled_from([0, 5, 64])
 
 
 @settings(max_examples=50)
-@given(rows=texts, seed=st.integers(0, 2**16), num_buckets=st.sampled_from([0, V, 37]))
+@given(rows=texts, seed=st.integers(0, 2**16), num_buckets=st.sampled_from([0, V, 37]), num_lengths=lengths)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_each_logit_gets_the_bias_of_its_column(
-    rows: list[list[int]], seed: int, num_buckets: int, dtype: torch.dtype
+    rows: list[list[int]], seed: int, num_buckets: int, num_lengths: int, dtype: torch.dtype
 ) -> None:
-    columns, rng = some_columns(seed, num_buckets), torch.Generator().manual_seed(seed)
+    columns, rng = some_columns(seed, num_buckets, num_lengths), torch.Generator().manual_seed(seed)
     bias_LC = torch.randn(L, columns.width, generator=rng)
     steering = Steering(bias_LC, columns)
     labels, slots_B = [row % L for row in range(len(rows))], torch.arange(len(rows))
@@ -54,11 +63,11 @@ def test_each_logit_gets_the_bias_of_its_column(
 
 
 @settings(max_examples=50)
-@given(rows=texts, seed=st.integers(0, 2**16), num_buckets=st.sampled_from([0, V, 37]))
+@given(rows=texts, seed=st.integers(0, 2**16), num_buckets=st.sampled_from([0, V, 37]), num_lengths=lengths)
 def test_what_is_seen_is_seen_under_the_column_of_each_token(
-    rows: list[list[int]], seed: int, num_buckets: int
+    rows: list[list[int]], seed: int, num_buckets: int, num_lengths: int
 ) -> None:
-    columns, rng = some_columns(seed, num_buckets), torch.Generator().manual_seed(seed)
+    columns, rng = some_columns(seed, num_buckets, num_lengths), torch.Generator().manual_seed(seed)
     steering = Steering(torch.zeros(L, columns.width), columns, num_watched=len(rows))
     slots_B, expected_RC = torch.arange(len(rows)), torch.zeros(len(rows), columns.width)
     steering.begin([0] * len(rows))

@@ -23,7 +23,7 @@ from safesynthdp.training.examples import Example
 from safesynthdp.training.token_counts import token_table
 from safesynthdp.training.token_file import TokenFile
 from safesynthdp.training.units import Units
-from safesynthdp.training.word_columns import WordColumns
+from safesynthdp.training.word_columns import LENGTHS, WordColumns
 
 LABELS = ("bad", "good")
 V = 12
@@ -33,13 +33,14 @@ a_record = st.tuples(a_text, st.sampled_from(LABELS))
 
 
 WORDS = WordColumns(num_tokens=V, num_buckets=16, begins_V=np.arange(V) > 4, ends_V=np.arange(V) > 6)
-some_columns = st.sampled_from([WordColumns.plain(V), WORDS])
+WHOLE = dataclasses.replace(WORDS, num_lengths=8, end_token=1)
+some_columns = st.sampled_from([WordColumns.plain(V), WORDS, WHOLE])
 
 
 def table(
     records: list[tuple[list[int], str]],
     members: tuple[tuple[int, ...], ...] | None = None,
-    columns: WordColumns = WORDS,
+    columns: WordColumns = WHOLE,
 ) -> Any:
     examples = [Example(input_ids=(0, 3, *ids), num_prompt_tokens=2, is_truncated=False) for ids, _ in records]
     units = Units(members=members or tuple((i,) for i in range(len(records))))
@@ -129,7 +130,7 @@ def test_a_run_pays_for_its_token_counts_within_its_target(tmp_path: Path, argum
     found = TokenFile.read(path)
     assert path.stat().st_mode & 0o077 == 0, "for the owner alone, until somebody releases it"
     assert (found.source, found.noise_std, found.labels) == ("gaussian", noise, ("good", "bad"))
-    assert found.sums_LC.shape == (2, 259 + 1024)
+    assert found.sums_LC.shape == (2, 259 + 1024 + LENGTHS)
     assert found.sums_LC.max() > 5 * noise, "what all records of a label share stands out of the noise"
     assert found.sums_LC.std() > 0.8 * noise, "every cell has noise, those of no record too"
 

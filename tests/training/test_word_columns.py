@@ -1,4 +1,4 @@
-"""Where a token is counted: one column a token, or, inside a word, one for the word so far."""
+"""Where a token is counted: by itself, inside a word by the word so far, at the end of a text by its length."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from safesynthdp.errors import ConfigError
-from safesynthdp.training.word_columns import NO_WORD, WordColumns
+from safesynthdp.training.word_columns import LENGTHS, NO_WORD, WordColumns
 
-V, M = 259, 1024
+V, M, END = 259, 1024, 1
 TOKENIZER = ByT5Tokenizer(extra_ids=0)
 COLUMNS = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=M)
 a_text = st.lists(st.integers(0, V - 1), max_size=30)
@@ -24,9 +24,9 @@ def ids(text: str) -> list[int]:
 
 
 def test_without_buckets_every_token_is_counted_by_itself() -> None:
-    plain = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=0)
-    assert plain.columns(ids("nokia")).tolist() == ids("nokia")
-    assert plain.width == V
+    alone = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=0, num_lengths=0)
+    assert alone.columns(ids("nokia")).tolist() == ids("nokia")
+    assert alone.width == V
 
 
 def test_a_word_begins_under_its_own_token_and_goes_on_in_buckets() -> None:
@@ -43,10 +43,10 @@ def test_the_same_ending_of_two_words_is_counted_apart_and_that_of_one_word_toge
 
 
 def test_special_tokens_belong_to_no_word() -> None:
-    end = 1
-    assert end == TOKENIZER.eos_token_id
-    found = COLUMNS.columns([*ids("ab"), end, *ids("cd")])
-    assert found[2] == end
+    padding = 0
+    assert padding == TOKENIZER.pad_token_id
+    found = COLUMNS.columns([*ids("ab"), padding, *ids("cd")])
+    assert found[2] == padding
     assert found[3] == ids("c")[0], "a word begins anew"
 
 
@@ -81,10 +81,45 @@ def test_words_of_many_tokens_stay_within_64_bits() -> None:
     assert len(set(found.tolist())) > 300, "not one bucket again and again"
 
 
+@pytest.mark.parametrize("buckets", [0, M])
+def test_the_end_of_a_text_is_counted_by_its_length_and_nothing_else_is(buckets: int) -> None:
+    columns = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=buckets)
+    before = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=buckets, num_lengths=0)
+    found = {length: columns.columns([*ids("ok, " * 200)[:length], END]) for length in (0, 1, 3, 22, 23, 700)}
+    ends = [int(columns_T[-1]) for columns_T in found.values()]
+    assert ends == [columns.end_column(length) for length in found]
+    assert sorted(ends) == ends, "longer texts, later columns"
+    assert len(set(ends)) == 5, "22 and 23 tokens are as good as one length"
+    assert columns.width - LENGTHS == before.width <= ends[0]
+    for length, columns_T in found.items():
+        assert columns_T[:-1].tolist() == before.columns(ids("ok, " * 200)[:length]).tolist()
+        assert int(before.columns([END])[0]) == END
+
+
+def test_texts_of_any_length_have_a_column_that_grows_with_it_by_a_fifth_or_less() -> None:
+    columns = WordColumns.of(TOKENIZER, num_tokens=V)
+    at = [columns.end_column(length) for length in range(70_000)]
+    assert at == sorted(at)
+    assert at[-1] == columns.width - 1
+    longest = {column: length for length, column in enumerate(at)}
+    first = {column: length for length, column in reversed(list(enumerate(at)))}
+    assert all(longest[c] + 1 <= 1.2 * (first[c] + 1) for c in longest if c < columns.width - 1)
+
+
+@settings(max_examples=100)
+@given(text=a_text, num_lengths=st.sampled_from([LENGTHS, 3]))
+def test_the_norms_of_every_ending_are_those_of_the_texts_that_end_there(text: list[int], num_lengths: int) -> None:
+    columns = WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=M, num_lengths=num_lengths)
+    text = [token for token in text if token != END]
+    expected = [columns.contribution([*text[:length], END]).norm for length in range(len(text) + 1)]
+    np.testing.assert_allclose(columns.end_norms(text), expected, rtol=1e-12)
+
+
 class SpaceDropping:
     """As SentencePiece: a space at the beginning of a text is dropped, one inside is kept."""
 
     all_special_ids = (0,)
+    eos_token_id = 0
     pieces = ("</s>", "a", "▁a", "b", ".", "▁")
 
     def __len__(self) -> int:

@@ -114,21 +114,40 @@ def _draw(
     seed: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Draw a wave and add what it was drawn from, each text in the weight that a record of its tokens has."""
+    """Draw a wave and add what it was drawn from, each text in the weight that a record of its tokens has.
+
+    The end of a text decides that weight, so it is taken at each position in the weight of the text that would end
+    there; without lengths it is counted.
+    """
     place = {row.number: i for i, row in enumerate(wave)}
     weight_R, ended_R = torch.zeros(2, len(wave), dtype=torch.float32)
+    drawn_R = [list[int]() for _ in wave]
 
     def on_step(finished: list[DrawnRow], _: int) -> None:
         for row in finished:
             tokens = [*row.tokens, *([] if row.is_truncated else [eos_token_id])]
             weight_R[place[row.number]] = 1 / columns.contribution(tokens).norm
             ended_R[place[row.number]] = float(not row.is_truncated)
+            drawn_R[place[row.number]] = list(row.tokens)
         advance(len(finished))
 
     decode_wave(
         model, wave, sampling=sampling, eos_token_id=eos_token_id, seed=seed, on_step=on_step, steering=steering
     )
     seen_RC = steering.seen_RC.cpu()
-    seen_RC[:, eos_token_id] = ended_R  # it decides the weight, so it is counted
-    label_R = torch.tensor([row.label for row in wave])
-    expected_LC.index_add_(0, label_R, (seen_RC * weight_R[:, None]).double())
+    seen_RC *= weight_R[:, None]
+    if columns.num_lengths:
+        seen_RC[:, columns.first_length :] = _ends(steering.ends_RT.cpu(), drawn_R, columns)
+    else:
+        seen_RC[:, eos_token_id] = ended_R * weight_R
+    expected_LC.index_add_(0, torch.tensor([row.label for row in wave]), seen_RC.double())
+
+
+def _ends(ends_RT: Tensor, drawn_R: Sequence[Sequence[int]], columns: WordColumns) -> Tensor:
+    """Return [R, E] how often each length was to be expected, each position in the weight of a text that ends there."""
+    ends_RE = torch.zeros(len(drawn_R), columns.num_lengths)
+    length_T = torch.tensor([columns.end_column(length) - columns.first_length for length in range(ends_RT.shape[1])])
+    for row, tokens in enumerate(drawn_R):
+        weight_T = torch.from_numpy(1 / columns.end_norms(tokens)).float()[: ends_RT.shape[1]]
+        ends_RE[row].index_add_(0, length_T[: len(weight_T)], ends_RT[row, : len(weight_T)] * weight_T)
+    return ends_RE

@@ -104,7 +104,9 @@ def read_targets(
         raise LedgerMismatch(f"{path} does not fit the run; restore it")
     return TokenTargets(
         labels=tuple(labels),
-        columns=WordColumns.of(tokenizer, num_tokens=num_tokens, num_buckets=found.word_buckets),
+        columns=WordColumns.of(
+            tokenizer, num_tokens=num_tokens, num_buckets=found.word_buckets, num_lengths=found.lengths
+        ),
         released_LC=found.sums_LC.astype(np.float64),
         noise_std=found.noise_std,
     )

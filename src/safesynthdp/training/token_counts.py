@@ -72,6 +72,7 @@ def settle_tokens(
         labels=tuple(label_set),
         vocab_size=columns.num_tokens,
         word_buckets=columns.num_buckets,
+        lengths=columns.num_lengths,
         noise_std=noise,
         sums_LC=released_LC.astype(np.float32),
     ).write(path)

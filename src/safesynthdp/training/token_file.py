@@ -26,6 +26,7 @@ class TokenFile:
     labels: tuple[str, ...]
     vocab_size: int
     word_buckets: int
+    lengths: int
     noise_std: float
     """Of every cell; 0: the sums are exact, of a run without privacy."""
     sums_LC: NDArray[np.float32] = field(repr=False)
@@ -42,6 +43,7 @@ class TokenFile:
             "labels": self.labels,
             "vocab_size": self.vocab_size,
             "word_buckets": self.word_buckets,
+            "lengths": self.lengths,
             "noise_std": self.noise_std,
             "source": self.source,
         }
@@ -63,12 +65,13 @@ class TokenFile:
                 labels=tuple(facts["labels"]),
                 vocab_size=int(facts["vocab_size"]),
                 word_buckets=int(facts["word_buckets"]),
+                lengths=int(facts.get("lengths", 0)),  # tables of before count the end of text as a token
                 noise_std=float(facts["noise_std"]),
                 sums_LC=sums_LC,
             )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise LedgerMismatch(f"{path} cannot be read; restore it") from error
-        width = found.vocab_size + found.word_buckets
+        width = found.vocab_size + found.word_buckets + found.lengths
         if not found.noise_std >= 0 or found.source != facts["source"] or sums_LC.shape != (len(found.labels), width):
             raise LedgerMismatch(f"{path} is not what it says it is; restore it")
         return found

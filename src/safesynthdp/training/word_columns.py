@@ -1,14 +1,16 @@
-"""Where a token is counted: under itself, or, inside a word, under the word so far and itself.
+"""Where a token is counted: under itself; inside a word, under the word so far; the end, under the length of the text.
 
 A word of several tokens ("n", "ok", "ia") is not known by them one by one: they occur in other words too. So a token
 that goes on with a word is counted in a bucket named by the tokens of that word up to it. The buckets are a public
 hash, as the feature hashing of Weinberger et al. (2009), arXiv:0902.2206; nothing here reads a record but the one it is
-given. Used by the table (training/token_counts.py) and by the bias (generation/steering.py). Shapes: V tokens, M
-buckets, C = V + M columns, R rows, T tokens of a text, W tokens that begin with a letter, digit or underscore.
+given. The token that ends a text is counted under how many tokens stand before it, four columns an octave. Used by the
+table (training/token_counts.py) and by the bias (generation/steering.py). Shapes: V tokens, M buckets, E lengths, C = V
++ M + E columns, R rows, T tokens of a text, W tokens that begin with a letter, digit or underscore.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.models import token_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +32,11 @@ _PRIME = 2**31 - 1
 _MULTIPLIER, _STEP = 1_103_515_245, 1_640_531_527
 """Below 2^31, so that a product of two states fits 64 bits."""
 _RARE, _LEAST_WEIGHT = 3000, 0.1
+LENGTHS = 64
+"""E: up to 2^16 tokens."""
+_AN_OCTAVE = 4
+_END_WEIGHT = 0.5
+"""A record has one end: a tenth of it, as a frequent token has, would drown where it is told apart by length."""
 _IN_WORD = re.compile(r"\w")
 
 
@@ -55,6 +63,10 @@ class WordColumns:
     """Tokens that go on with a word when one stands before them."""
     ends_V: NDArray[np.bool_] = field(repr=False)
     """Tokens after which a word may go on."""
+    num_lengths: int = 0
+    """E; 0: the end of a text is a token like any other."""
+    end_token: int = -1
+    """The token that ends a text; told by its length where E is not 0."""
 
     @classmethod
     def plain(cls, num_tokens: int) -> "WordColumns":
@@ -64,7 +76,12 @@ class WordColumns:
 
     @classmethod
     def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", *, num_tokens: int, num_buckets: int | None = None
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        num_tokens: int,
+        num_buckets: int | None = None,
+        num_lengths: int = LENGTHS,
     ) -> "WordColumns":
         """Return the columns of a tokenizer, whose special tokens belong to no word.
 
@@ -72,29 +89,40 @@ class WordColumns:
             tokenizer: Whose pieces decide where words begin.
             num_tokens: V.
             num_buckets: M; None = the least power of two that is twice V or more.
+            num_lengths: E.
 
         Raises:
             ConfigError: If there are fewer buckets than tokens: two tokens after one word could share one.
         """
         if num_buckets is None:
             num_buckets = 1 << (2 * num_tokens - 1).bit_length()
-        if num_buckets == 0:
-            return cls.plain(num_tokens)
-        if num_buckets < num_tokens:
+        if 0 < num_buckets < num_tokens:
             raise ConfigError(
                 f"privacy.token_histogram_word_buckets={num_buckets} is below the {num_tokens} logits of the model; "
                 "give at least so many, null for twice as many, or 0"
             )
         begins_V, ends_V = np.zeros((2, num_tokens), dtype=np.bool_)
         special = set(tokenizer.all_special_ids)
-        for token, piece in enumerate(_pieces(tokenizer, min(num_tokens, len(tokenizer)))):
+        for token, piece in enumerate(_pieces(tokenizer, min(num_tokens, len(tokenizer))) if num_buckets else ()):
             if piece and token not in special:
                 begins_V[token], ends_V[token] = (bool(_IN_WORD.match(piece[at])) for at in (0, -1))
-        return cls(num_tokens=num_tokens, num_buckets=num_buckets, begins_V=begins_V, ends_V=ends_V)
+        return cls(
+            num_tokens=num_tokens,
+            num_buckets=num_buckets,
+            begins_V=begins_V,
+            ends_V=ends_V,
+            num_lengths=num_lengths,
+            end_token=token_id(tokenizer.eos_token_id),
+        )
 
     @property
     def width(self) -> int:
         """C."""
+        return self.first_length + self.num_lengths
+
+    @property
+    def first_length(self) -> int:
+        """The column of the end of an empty text."""
         return self.num_tokens + self.num_buckets
 
     @cached_property
@@ -107,7 +135,7 @@ class WordColumns:
         """
         place_V = np.arange(1, self.num_tokens + 1, dtype=np.float64)
         weight_V = np.clip(np.sqrt(place_V / min(_RARE, self.num_tokens)), _LEAST_WEIGHT, 1.0)
-        return np.concatenate([weight_V, np.ones(self.num_buckets)])
+        return np.concatenate([weight_V, np.ones(self.num_buckets), np.full(self.num_lengths, _END_WEIGHT)])
 
     def contribution(self, tokens: Sequence[int]) -> Contribution:
         """Return what a text adds."""
@@ -118,8 +146,27 @@ class WordColumns:
 
     def columns(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         """Return [T] the column of each token of a text, which begins outside any word."""
-        if not self.num_buckets:
-            return np.asarray(tokens, dtype=np.int64)
+        columns_T = self._in_words(tokens) if self.num_buckets else np.array(tokens, dtype=np.int64)
+        if self.num_lengths:
+            for place in np.flatnonzero(np.asarray(tokens) == self.end_token):
+                columns_T[place] = self.end_column(int(place))
+        return columns_T
+
+    def end_column(self, length: int) -> int:
+        """Return the column of the end of a text of so many tokens."""
+        return self.first_length + min(int(_AN_OCTAVE * math.log2(length + 1)), self.num_lengths - 1)
+
+    def end_norms(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Return [T + 1] the norm of a text's contribution if it had ended after its first 0, 1, ... T tokens."""
+        squares, counts, norms = _END_WEIGHT**2, Counter[int](), list[float]()
+        for column in [*self.columns(tokens).tolist(), None]:
+            norms.append(math.sqrt(squares))
+            if column is not None:
+                squares += self.weight_C[column] ** 2 * (2 * counts[column] + 1)
+                counts[column] += 1
+        return np.asarray(norms)
+
+    def _in_words(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         found, state = np.empty(len(tokens), dtype=np.int64), NO_WORD
         for place, token in enumerate(int(token) for token in tokens):
             goes_on = state != NO_WORD and bool(self.begins_V[token])
