@@ -23,6 +23,7 @@ from safesynthdp.training.word_columns import WordColumns
 
 V, END = 259, 1
 PLAIN = WordColumns.plain(V)
+LENGTHS = WordColumns.of(ByT5Tokenizer(extra_ids=0), num_tokens=V, num_buckets=0)
 PROMPTS = ((5, 6, 7), (5, 6, 9))
 
 
@@ -41,7 +42,7 @@ def rows(count: int, *, limit: int = 12) -> list[Row]:
     return [Row(number=i, prompt=PROMPTS[i % 2], max_new_tokens=limit, label=i % 2) for i in range(count)]
 
 
-def fit(model: LlamaForCausalLM, wanted: TokenTargets, **changes: Any) -> Matched:
+def fit(model: LlamaForCausalLM, wanted: TokenTargets, *, limit: int = 12, **changes: Any) -> Matched:
     options: dict[str, Any] = {
         "sampling": Sampling(),
         "seed": 0,
@@ -49,7 +50,9 @@ def fit(model: LlamaForCausalLM, wanted: TokenTargets, **changes: Any) -> Matche
         "num_records": 100,
         "batch_size": 64,
     } | changes
-    *_, found = matching_rounds(model, rows(10), wanted, eos_token_id=END, advance=lambda _: None, **options)
+    *_, found = matching_rounds(
+        model, rows(10, limit=limit), wanted, eos_token_id=END, advance=lambda _: None, **options
+    )
     return found
 
 
@@ -127,12 +130,13 @@ def test_a_fit_that_goes_on_after_a_round_comes_to_the_same(model: LlamaForCausa
     assert torch.equal(again.bias_LC, whole.bias_LC)
 
 
-def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("columns", [PLAIN, LENGTHS])
+def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM, columns: WordColumns) -> None:
     """A table of the model's own texts, counted as training counts records, leaves the model as it is."""
     wave = rows(600, limit=30)
     found = list[DrawnRow]()
-    before_LC = torch.zeros(2, V)
-    before_LC[:, END] = 3.2  # a text ends after about ten tokens
+    before_LC = torch.zeros(2, columns.width)
+    before_LC[:, [END, *range(V, columns.width)]] = 3.2  # a text ends after about ten tokens
     decode_wave(
         model,
         wave,
@@ -140,7 +144,7 @@ def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM
         eos_token_id=END,
         seed=9,
         on_step=lambda ended, _: found.extend(ended),
-        steering=Steering(before_LC, PLAIN),
+        steering=Steering(before_LC, columns),
     )
     examples = [
         Example(
@@ -152,8 +156,8 @@ def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM
     ]
     labels = [("bad", "good")[row.label] for row in wave]
     units = Units(members=tuple((i,) for i in range(len(wave))))
-    table_LC = token_table(examples, labels, label_set=("bad", "good"), columns=PLAIN, units=units)
-    wanted = TokenTargets(labels=("bad", "good"), columns=PLAIN, released_LC=table_LC, noise_std=0.0)
+    table_LC = token_table(examples, labels, label_set=("bad", "good"), columns=columns, units=units)
+    wanted = TokenTargets(labels=("bad", "good"), columns=columns, released_LC=table_LC, noise_std=0.0)
     *_, fitted = matching_rounds(
         model,
         wave,
@@ -165,15 +169,18 @@ def test_texts_weigh_as_records_do_whatever_their_length(model: LlamaForCausalLM
         num_records=600,
         batch_size=64,
         advance=lambda _: None,
-        begun=Matched(bias_LC=before_LC, wanted_LC=torch.from_numpy(table_LC / PLAIN.weight_C), distances=()),
+        begun=Matched(bias_LC=before_LC, wanted_LC=torch.from_numpy(table_LC / columns.weight_C), distances=()),
     )
-    frequent = table_LC / PLAIN.weight_C > 8
+    frequent = table_LC / columns.weight_C > 8
     assert frequent.any()
     moved_LC = (fitted.bias_LC - before_LC).numpy()
     moved = moved_LC[frequent]
     assert moved.mean() == pytest.approx(0.0, abs=0.1)
     assert moved.std() < 0.25, "what is left is the chance of 600 texts"
-    assert moved_LC[:, END] == pytest.approx(0.0, abs=0.15), "the end of text comes as often as it did"
+    ends_LC = table_LC / columns.weight_C * (np.arange(columns.width) >= columns.first_length)
+    ends_LC[:, END] = (table_LC / columns.weight_C)[:, END]
+    moved_end = (moved_LC * ends_LC).sum(axis=1) / ends_LC.sum(axis=1)
+    assert moved_end == pytest.approx(0.0, abs=0.15), "the end of text comes as often as it did"
 
 
 def test_no_token_is_favoured_beyond_the_bound(model: LlamaForCausalLM) -> None:
@@ -220,6 +227,33 @@ def test_a_word_of_several_tokens_is_learnt_as_a_word(model: LlamaForCausalLM) -
     ab, cb, ad = ((ord(first) + 3, ord(second) + 3) for first, second in ("ab", "cb", "ad"))
     assert pairs[0][ab] > 5 * pairs[1][ab]
     assert min(pairs[1][cb], pairs[1][ad]) > 5 * max(pairs[0][cb], pairs[0][ad], 1)
+
+
+def lengths_like(model: LlamaForCausalLM, asked: Sequence[Sequence[int]], columns: WordColumns) -> list[Counter[int]]:
+    """Fit labels whose texts have these lengths, of any of forty letters, and count lengths of 200 texts of each."""
+    released_LC = np.zeros((2, columns.width))
+    for row, lengths in enumerate(asked):
+        for length in lengths:
+            released_LC[row, columns.end_column(length) if columns.num_lengths else END] += 50.0
+            released_LC[row, 20:60] += 50.0 * length / 40
+    wanted = TokenTargets(
+        labels=("bad", "good"), columns=columns, released_LC=released_LC * columns.weight_C, noise_std=0.01
+    )
+    matched = fit(model, wanted, rounds=8, num_records=400, limit=20)
+    texts = drawn(model, rows(400, limit=20), Steering(matched.bias_LC, columns))
+    return [Counter(len(text) for number, text in texts.items() if number % 2 == row) for row in (0, 1)]
+
+
+def test_texts_become_as_long_as_those_of_their_label_and_end_in_time(model: LlamaForCausalLM) -> None:
+    """One bias for the end spreads lengths as waiting times are spread, many of them past the limit."""
+    asked = ((3, 4, 5), (9, 10, 11))
+    by_length, by_one = (lengths_like(model, asked, columns) for columns in (LENGTHS, PLAIN))
+    for row, lengths in enumerate(asked):
+        near, before = (sum(found[row][n] for n in range(lengths[0], lengths[-1] + 4)) for found in (by_length, by_one))
+        assert near > 0.7 * 200
+        assert near > 1.2 * before
+    assert by_length[1][20] < 20, "texts that did not end"
+    assert by_one[1][20] > 30
 
 
 def test_rows_inside_words_do_not_depend_on_the_rows_beside_them(model: LlamaForCausalLM) -> None:

@@ -134,7 +134,8 @@ def choose(
     end = loaded.eos_token_id
     tokens = [ids if text.is_truncated else [*ids, end] for text, ids in zip(found, encoded, strict=True)]
     place = {label: row for row, label in enumerate(targets.labels)}
-    selection = select(tokens, [place[label] for label in plan], targets, matched.wanted_LC.numpy())
+    are_cut = [text.is_truncated for text in found]
+    selection = select(tokens, [place[label] for label in plan], targets, matched.wanted_LC.numpy(), are_cut=are_cut)
     run.say(
         f"kept {len(plan)} of {len(texts)} texts, closest together to the released token counts: total variation "
         f"distance {selection.distance_kept:.3f}, {selection.distance_unselected:.3f} without the choice"

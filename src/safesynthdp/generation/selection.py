@@ -34,7 +34,14 @@ class Selection:
     """The same of the candidates that are kept."""
 
 
-def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenTargets, wanted_LV: Floats) -> Selection:
+def select(
+    tokens: Sequence[Sequence[int]],
+    plan: Sequence[int],
+    targets: TokenTargets,
+    wanted_LV: Floats,
+    *,
+    are_cut: Sequence[bool] | None = None,
+) -> Selection:
     """Keep, of each label, as many candidates as the plan has of it.
 
     Args:
@@ -43,10 +50,11 @@ def select(tokens: Sequence[Sequence[int]], plan: Sequence[int], targets: TokenT
         plan: [n] label of each text that is wanted, a row of the targets.
         targets: What was released.
         wanted_LV: What the labels should use, by that.
+        are_cut: [k n] which candidates did not end; None = all did.
     """
     wanted = len(plan)
     label_N = np.tile(np.asarray(plan), len(tokens) // wanted)
-    counts_NV = _weighted_counts(tokens, targets.columns)
+    counts_NV = _weighted_counts(tokens, are_cut or [False] * len(tokens), targets.columns)
     kept = np.arange(wanted)
     for row in np.unique(label_N):
         candidates = np.flatnonzero(label_N == row)
@@ -123,11 +131,11 @@ def _sums(counts_NV: Counts, label_N: NDArray[np.int64], which: NDArray[np.int64
     return sums_LV
 
 
-def _weighted_counts(tokens: Sequence[Sequence[int]], columns: WordColumns) -> Counts:
+def _weighted_counts(tokens: Sequence[Sequence[int]], are_cut: Sequence[bool], columns: WordColumns) -> Counts:
     """Return the token counts of each text over their norm, as those of a record are, [N, V]."""
     from scipy.sparse import csr_matrix
 
-    found = [columns.contribution(row) for row in tokens]
+    found = [columns.contribution(row, is_cut=is_cut) for row, is_cut in zip(tokens, are_cut, strict=True)]
     ends = np.cumsum([0, *(len(text.columns_U) for text in found)])
     values, places = [text.counts_U / text.norm for text in found], [text.columns_U for text in found]
     return csr_matrix((np.concatenate(values), np.concatenate(places), ends), shape=(len(tokens), columns.width))

@@ -41,10 +41,8 @@ class Steering:
     @property
     def seen_RC(self) -> Tensor:
         """[R, C] how often each column was to be expected in each row of the wave: probabilities, added up."""
-        buckets, ends_RE = (
-            self._columns.num_buckets,
-            self._seen_RV.new_zeros(len(self._seen_RV), self._ends_LE.shape[1]),
-        )
+        buckets = self._columns.num_buckets
+        ends_RE = self._seen_RV.new_zeros(len(self._seen_RV), self._ends_LE.shape[1])
         for length, ends_R in enumerate(self.ends_RT.unbind(dim=1)):
             ends_RE[:, self._columns.end_column(length) - self._columns.first_length] += ends_R
         return torch.cat([self._seen_RV, self._seen_RN[:, :buckets] + self._seen_RN[:, buckets:], ends_RE], dim=1)

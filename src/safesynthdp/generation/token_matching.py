@@ -126,7 +126,7 @@ def _draw(
     def on_step(finished: list[DrawnRow], _: int) -> None:
         for row in finished:
             tokens = [*row.tokens, *([] if row.is_truncated else [eos_token_id])]
-            weight_R[place[row.number]] = 1 / columns.contribution(tokens).norm
+            weight_R[place[row.number]] = 1 / columns.contribution(tokens, is_cut=row.is_truncated).norm
             ended_R[place[row.number]] = float(not row.is_truncated)
             drawn_R[place[row.number]] = list(row.tokens)
         advance(len(finished))
@@ -138,6 +138,7 @@ def _draw(
     seen_RC *= weight_R[:, None]
     if columns.num_lengths:
         seen_RC[:, columns.first_length :] = _ends(steering.ends_RT.cpu(), drawn_R, columns)
+        seen_RC[:, eos_token_id] = (1 - ended_R) * weight_R
     else:
         seen_RC[:, eos_token_id] = ended_R * weight_R
     expected_LC.index_add_(0, torch.tensor([row.label for row in wave]), seen_RC.double())

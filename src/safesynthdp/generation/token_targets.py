@@ -63,12 +63,19 @@ class TokenTargets:
         return shrink(self.released_LC, expected_LC * weight_C, noise_std=self.noise_std) / weight_C
 
     def towards(self, expected_LC: Floats, wanted_LC: Floats) -> Floats:
-        """Return the change of the bias that leads from one to the other, [L, C]; 0 where nothing is known."""
-        change_LC = np.zeros_like(expected_LC)
+        """Return the change of the bias that leads from one to the other, [L, C]; 0 where nothing is known.
+
+        The end of a text is compared among those that are as long and have not ended, those that were cut included:
+        whoever outlives the longest record would never end otherwise.
+        """
+        change_LC, columns = np.zeros_like(expected_LC), self.columns
         for row in np.flatnonzero(wanted_LC.any(axis=1) & expected_LC.any(axis=1)):
             scale = wanted_LC[row].sum() / expected_LC[row].sum()
-            one = scale * _PSEUDO
-            change_LC[row] = np.log((wanted_LC[row] + one) / (scale * expected_LC[row] + one))
+            one, now_C = scale * _PSEUDO, scale * expected_LC[row]
+            change_LC[row] = np.log((wanted_LC[row] + one) / (now_C + one))
+            if columns.num_lengths:
+                longer_E, longer_now_E = _longer(wanted_LC[row], columns), _longer(now_C, columns)
+                change_LC[row, columns.first_length :] -= np.log((longer_E + one) / (longer_now_E + one))
         return change_LC
 
     def distances(self, expected_LC: Floats, wanted_LC: Floats) -> Floats:
@@ -79,6 +86,13 @@ class TokenTargets:
             off_C = wanted_LC[row] - expected_LC[row] * (total / expected_LC[row].sum())
             far_L[row] = 0.5 * (np.abs(off_C[is_sure_C]).sum() + abs(off_C[~is_sure_C].sum())) / total
         return far_L
+
+
+def _longer(sums_C: Floats, columns: WordColumns) -> Floats:
+    """Return [E] how many texts are longer than each length: they end later, or were cut."""
+    ends_E = sums_C[columns.first_length :]
+    longer_E: Floats = ends_E[::-1].cumsum()[::-1] - ends_E + sums_C[columns.end_token]
+    return longer_E
 
 
 def read_targets(

@@ -108,16 +108,17 @@ def token_table(
     """Return the sums without noise, [L, C].
 
     Guarantee:
-        A record contributes its counts of the tokens it was trained on, the end of text included, in the public weights
-        of the columns and scaled to norm 1; a unit the mean over its records. What a unit contributes depends on its
-        own records alone.
+        A record contributes its counts of the tokens it was trained on, its end or that it was cut included, in the
+        public weights of the columns and scaled to norm 1; a unit the mean over its records. What a unit contributes
+        depends on its own records alone.
     """
     position = {label: i for i, label in enumerate(label_set)}
     table_LC = np.zeros((len(label_set), columns.width), dtype=np.float64)
     for members in units.members:
         for index in members:
             example = examples[index]
-            own = columns.contribution(example.input_ids[example.num_prompt_tokens :])
+            tokens = example.input_ids[example.num_prompt_tokens :]
+            own = columns.contribution(tokens, is_cut=example.is_truncated)
             weighted_U = own.counts_U * columns.weight_C[own.columns_U]
             table_LC[position[labels[index]], own.columns_U] += weighted_U / (len(members) * own.norm)
     return table_LC

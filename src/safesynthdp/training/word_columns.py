@@ -66,7 +66,7 @@ class WordColumns:
     num_lengths: int = 0
     """E; 0: the end of a text is a token like any other."""
     end_token: int = -1
-    """The token that ends a text; told by its length where E is not 0."""
+    """The token that ends a text, told by its length where E is not 0; its own column then holds cut texts."""
 
     @classmethod
     def plain(cls, num_tokens: int) -> "WordColumns":
@@ -135,11 +135,16 @@ class WordColumns:
         """
         place_V = np.arange(1, self.num_tokens + 1, dtype=np.float64)
         weight_V = np.clip(np.sqrt(place_V / min(_RARE, self.num_tokens)), _LEAST_WEIGHT, 1.0)
+        if self.num_lengths:
+            weight_V[self.end_token] = _END_WEIGHT
         return np.concatenate([weight_V, np.ones(self.num_buckets), np.full(self.num_lengths, _END_WEIGHT)])
 
-    def contribution(self, tokens: Sequence[int]) -> Contribution:
-        """Return what a text adds."""
-        columns_U, counts_U = np.unique(self.columns(tokens), return_counts=True)
+    def contribution(self, tokens: Sequence[int], *, is_cut: bool = False) -> Contribution:
+        """Return what a text adds; one that was cut and has no end is counted as that, where lengths are counted."""
+        columns_T = self.columns(tokens)
+        if is_cut and self.num_lengths:
+            columns_T = np.append(columns_T, self.end_token)
+        columns_U, counts_U = np.unique(columns_T, return_counts=True)
         weighted_U = counts_U * self.weight_C[columns_U]
         norm = math.sqrt(float(weighted_U @ weighted_U)) or 1.0
         return Contribution(columns_U=columns_U, counts_U=counts_U.astype(np.float64), norm=norm)
