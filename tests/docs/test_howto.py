@@ -34,7 +34,7 @@ OWN = ["own_records.md", "own_model.md", "user_level.md", "choosing_epsilon.md",
 MORE = {
     "finetune": ["--data.max_length", "160", "--train.expected_batch_size", "8", "--train.max_steps", "2",
                  "--privacy.accountant", "rdp"],
-    "sample": ["--num_records", "12", "--max_new_tokens", "8"],
+    "sample": ["--num_records", "12", "--max_new_tokens", "8", "--token_matching_records", "20"],
     "evaluate": ["--downstream", "nb", "--seeds", "1"],
     "attack": ["--max_records", "20"],
     "predict": ["--output.shards", "4", "--output.tokens", "4", "--batches_per_label", "1", "--privacy.target_epsilon",

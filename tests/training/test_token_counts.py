@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from safesynthdp.cli import run as run_door
 from safesynthdp.errors import ConfigError
@@ -272,3 +274,28 @@ def test_less_than_no_bucket_is_refused() -> None:
 def test_a_share_of_no_target_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"share of privacy\.target_epsilon, which is null"):
         PrivacyConfig(noise_multiplier=1.0, token_histogram_share=0.5)
+
+
+def test_a_table_of_before_lengths_were_counted_is_read_as_one_without_them(tmp_path: Path) -> None:
+    facts = {"labels": ["bad"], "vocab_size": 3, "word_buckets": 4, "noise_std": 2.0, "source": "gaussian"}
+    sums_LC = np.ones((1, 7), dtype=np.float32)
+    save_file({"sums": sums_LC}, tmp_path / "table.safetensors", metadata={"safesynthdp": json.dumps(facts)})
+    found = TokenFile.read(tmp_path / "table.safetensors")
+    assert (found.word_buckets, found.lengths) == (4, 0)
+
+
+def test_a_record_that_was_cut_is_counted_as_cut_and_not_as_one_that_ended() -> None:
+    cut, whole = (
+        token_table(
+            [Example(input_ids=(0, 3, 7, *ids), num_prompt_tokens=2, is_truncated=is_cut)],
+            ["good"],
+            label_set=LABELS,
+            columns=WHOLE,
+            units=Units(members=((0,),)),
+        )[1]
+        for ids, is_cut in (((), True), ((WHOLE.end_token,), False))
+    )
+    assert np.flatnonzero(cut).tolist() == [WHOLE.end_token, 7]
+    assert np.flatnonzero(whole).tolist() == [7, WHOLE.end_column(1)]
+    assert np.linalg.norm(cut) == pytest.approx(1)
+    assert np.linalg.norm(whole) == pytest.approx(1)

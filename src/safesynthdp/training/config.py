@@ -43,9 +43,9 @@ class PrivacyConfig:
     """Epsilon of the noisy label counts that sampling follows (discrete Laplace), composed with the rest; null = no
     histogram: texts are spread uniformly over the labels, at no cost."""
     token_histogram_share: float | None = None
-    """Share of target_epsilon that noisy counts of each label's tokens would cost alone (Gaussian noise), composed with
-    the rest; sampling then matches these frequencies, which teaches a model the words of a label with far less noise
-    than its weights can. null = no counts. 0.5 is a good first choice."""
+    """Share of target_epsilon that noisy counts of each label's tokens and lengths would cost alone (Gaussian noise),
+    composed with the rest; sampling then matches these frequencies, which teaches a model the words of a label with far
+    less noise than its weights can. null = no counts. 0.5 is a good first choice."""
     token_histogram_word_buckets: int | None = None
     """Of these counts: a token inside a word is counted together with the word so far, in one of this many hashed
     columns, so that words of several tokens are learnt as words. null = about twice as many as the model knows tokens;
