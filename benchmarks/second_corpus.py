@@ -47,6 +47,11 @@ MATCHING = {"token_matching_records": 400, "token_matching_rounds": 4}
 ARMS = {"plain": dict[str, float](), "words": {"privacy.token_histogram_share": 0.7}}
 NAMES = {"plain": "DP-SGD alone", "words": "DP-SGD and token counts (0.7 of the budget)"}
 MODELS = {"lr": "logistic regression", "nb": "naive Bayes", "svm": "linear SVM"}
+OTHERS = {
+    "told from real by its words (AUC)": ("c2st_auc", "words"),
+    "lengths in characters, Kolmogorov-Smirnov distance": ("length_ks", "characters"),
+    "share of texts that were cut": ("truncated_share", None),
+}
 Json = dict[str, Any]
 
 
@@ -88,8 +93,8 @@ def _write(folder: Path, records: Path) -> Path:
     """Return the page."""
     found = {arm: _rows(folder / f"{arm}_evaluation") for arm in ARMS}
     last = found["words"]
-    lines = [f"| trained on | epsilon | {' | '.join(MODELS.values())} | told from real by its words (AUC) |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [f"| trained on | epsilon | {' | '.join((*MODELS.values(), *OTHERS))} |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for arm, rows in found.items():
         lines.append(_line(f"1,500 texts, {NAMES[arm]}", _epsilon(folder / f"{arm}_text"), rows, "synthetic"))
     lines.append(_line("1,500 texts of the untuned model", "0", last, "base_model"))
@@ -124,15 +129,17 @@ def _write(folder: Path, records: Path) -> Path:
 
 def _line(what: str, epsilon: str, rows: Sequence[Json], train_on: str) -> str:
     cells = [_cell(rows, "accuracy", model, train_on) for model in MODELS]
-    return f"| {what} | {epsilon} | {' | '.join(cells)} | {_cell(rows, 'c2st_auc', 'words', train_on)} |"
+    cells += [_cell(rows, name, model, train_on) for name, model in OTHERS.values()]
+    return f"| {what} | {epsilon} | {' | '.join(cells)} |"
 
 
-def _cell(rows: Sequence[Json], name: str, model: str, train_on: str) -> str:
+def _cell(rows: Sequence[Json], name: str, model: str | None, train_on: str) -> str:
     key = (name, model, train_on, None)
     row = next((r for r in rows if (r["name"], r["model"], r["train_on"], r["label"]) == key), None)
     if row is None or row["value"] is None:
         return ""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    interval = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{interval}"
 
 
 def _epsilon(sampled: Path) -> str:
