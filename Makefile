@@ -30,7 +30,8 @@ check: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(MARKS)"
 
-# Records to report with a real model on real text: about 15 minutes on two cores, 700 MB of downloads and cache.
+# Records to report with a real model on real text: about 15 minutes on two cores that multiply bfloat16, longer on others;
+# 700 MB of downloads and cache.
 DEMO ?= demo
 demo: setup
 	$(BIN)/safesynthdp pipeline --config recipes/demo.yaml --output_dir $(DEMO)
