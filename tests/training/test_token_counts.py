@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from safesynthdp.cli import run as run_door
-from safesynthdp.errors import ConfigError
+from safesynthdp.errors import ConfigError, LedgerMismatch
 from safesynthdp.privacy.ledger import Ledger, recompute_all
 from safesynthdp.runs import TOKENS
 from safesynthdp.training.command import main
@@ -44,7 +44,9 @@ def table(
     members: tuple[tuple[int, ...], ...] | None = None,
     columns: WordColumns = WHOLE,
 ) -> Any:
-    examples = [Example(input_ids=(0, 3, *ids), num_prompt_tokens=2, is_truncated=False) for ids, _ in records]
+    examples = [
+        Example(input_ids=(0, 3, *ids), num_prompt_tokens=2, is_truncated=len(ids) % 2 == 0) for ids, _ in records
+    ]
     units = Units(members=members or tuple((i,) for i in range(len(records))))
     return token_table(examples, [label for _, label in records], label_set=LABELS, columns=columns, units=units)
 
@@ -282,6 +284,17 @@ def test_a_table_of_before_lengths_were_counted_is_read_as_one_without_them(tmp_
     save_file({"sums": sums_LC}, tmp_path / "table.safetensors", metadata={"safesynthdp": json.dumps(facts)})
     found = TokenFile.read(tmp_path / "table.safetensors")
     assert (found.word_buckets, found.lengths) == (4, 0)
+
+
+@pytest.mark.parametrize(("buckets", "lengths"), [(-2, 6), (6, -2)])
+def test_a_table_of_fewer_columns_than_none_is_refused(tmp_path: Path, buckets: int, lengths: int) -> None:
+    path, sums_LC = tmp_path / "table.safetensors", np.ones((1, 7), dtype=np.float32)
+    table = TokenFile(
+        labels=("bad",), vocab_size=3, word_buckets=buckets, lengths=lengths, noise_std=2.0, sums_LC=sums_LC
+    )
+    table.write(path)
+    with pytest.raises(LedgerMismatch, match="is not what it says it is"):
+        TokenFile.read(path)
 
 
 def test_a_record_that_was_cut_is_counted_as_cut_and_not_as_one_that_ended() -> None:

@@ -146,6 +146,7 @@ def test_by_default_there_are_at_least_twice_as_many_buckets_as_tokens() -> None
     assert WordColumns.of(TOKENIZER, num_tokens=512).num_buckets == 1024
 
 
-def test_fewer_buckets_than_tokens_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"token_histogram_word_buckets=100 is below the 259 logits"):
-        WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=100)
+@pytest.mark.parametrize("buckets", [100, -1])
+def test_fewer_buckets_than_tokens_are_refused(buckets: int) -> None:
+    with pytest.raises(ConfigError, match=rf"token_histogram_word_buckets={buckets} is below the 259 logits"):
+        WordColumns.of(TOKENIZER, num_tokens=V, num_buckets=buckets)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from safesynthdp.errors import ConfigError
+from safesynthdp.generation.settings import SampleDtype
 
 Channel = Literal["model", "text"]
 MAX_MODELS = 512
@@ -77,7 +78,7 @@ class PoolSampleConfig:
     """Longest text; null = what the prompt leaves of data.max_length."""
     batch_size: int = 128
     """Texts decoded at once."""
-    dtype: Literal["float32", "bfloat16", "fastest"] | None = None
+    dtype: SampleDtype | None = None
     """Precision of the model while sampling, as in ``safesynthdp sample``; null = as the run has it."""
     attn_implementation: Literal["sdpa", "eager"] | None = None
     """Of the model while sampling; null = as the run has it."""

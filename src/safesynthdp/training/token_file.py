@@ -72,6 +72,7 @@ class TokenFile:
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise LedgerMismatch(f"{path} cannot be read; restore it") from error
         width = found.vocab_size + found.word_buckets + found.lengths
-        if not found.noise_std >= 0 or found.source != facts["source"] or sums_LC.shape != (len(found.labels), width):
+        is_sized = min(found.word_buckets, found.lengths) >= 0 and sums_LC.shape == (len(found.labels), width)
+        if not found.noise_std >= 0 or found.source != facts["source"] or not is_sized:
             raise LedgerMismatch(f"{path} is not what it says it is; restore it")
         return found

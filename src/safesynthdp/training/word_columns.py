@@ -96,7 +96,7 @@ class WordColumns:
         """
         if num_buckets is None:
             num_buckets = 1 << (2 * num_tokens - 1).bit_length()
-        if 0 < num_buckets < num_tokens:
+        if num_buckets != 0 and num_buckets < num_tokens:
             raise ConfigError(
                 f"privacy.token_histogram_word_buckets={num_buckets} is below the {num_tokens} logits of the model; "
                 "give at least so many, null for twice as many, or 0"
